@@ -1,0 +1,39 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""ScanFormer: referring expression comprehension by coarse-to-fine scanning, for Transformers."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+)
+
+from .cache_scanformer import ScanCache
+from .configuration_scanformer import ScanFormerConfig
+from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
+from .image_processing_scanformer import ScanFormerImageProcessor, read_image
+from .modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerPreTrainedModel
+from .processing_scanformer import ScanFormerProcessor
+from .pyramid_scanformer import image_pyramid, pad_pyramids
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("scanformer", ScanFormerConfig)
+AutoModel.register(ScanFormerConfig, ScanFormerModel)
+AutoModelForZeroShotObjectDetection.register(ScanFormerConfig, ScanFormerForVisualGrounding)
+AutoImageProcessor.register(ScanFormerConfig, slow_image_processor_class=ScanFormerImageProcessor)
+AutoProcessor.register(ScanFormerConfig, ScanFormerProcessor)

@@ -1,0 +1,241 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Scanning with a cache: reads one scale at a time, and only what is needed."""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from transformers.generation import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from .cache_scanformer import ScanCache
+from .outputs_scanformer import ScanFormerVisualGroundingOutput
+from .scan_scanformer import Scan
+
+
+# What `generate` can be asked for.
+OPTIONS = ("max_scales", "selection_threshold", "stopping_score")
+
+
+class ScanFormerGenerationConfig(GenerationConfig):
+    """
+    Options of [`~ScanFormerForVisualGrounding.generate`], saved with the model as `generation_config.json`.
+
+    Args:
+        max_scales (`int`, *optional*):
+            Number of scales to read at most. All by default.
+        selection_threshold (`float`, *optional*):
+            Replaces the model's `selection_threshold`: higher reads fewer patches.
+        stopping_score (`float`, *optional*):
+            A sample leaves the batch as soon as the score of a box reaches this value. Never by default.
+
+    Raises:
+        ValueError: for an unknown option or a senseless value.
+    """
+
+    def __init__(self, **kwargs):
+        # The parent's options are those of sampling text; none of them means anything here.
+        self.max_scales: int | None = kwargs.pop("max_scales", None)
+        self.selection_threshold: float | None = kwargs.pop("selection_threshold", None)
+        self.stopping_score: float | None = kwargs.pop("stopping_score", None)
+
+        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
+        self._from_model_config: bool | None = kwargs.pop("_from_model_config", None)
+        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
+        if kwargs:
+            raise ValueError(f"Unknown generation options: {sorted(kwargs)}. Known are {sorted(OPTIONS)}.")
+        self.validate()
+
+    def validate(self, **unused_kwargs):
+        if self.max_scales is not None and (not isinstance(self.max_scales, int) or self.max_scales < 1):
+            raise ValueError(f"`max_scales` must be a positive integer, got {self.max_scales!r}.")
+        for name in ("selection_threshold", "stopping_score"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or not 0 <= value <= 1):
+                raise ValueError(f"`{name}` must be a number in [0, 1], got {value!r}.")
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        return {}
+
+    def get_generation_mode(self, *args, **kwargs):
+        raise NotImplementedError("A scan has no text generation mode.")
+
+    def from_model_config(self, *args, **kwargs):
+        # Transformers falls back to the class's defaults on this error.
+        raise NotImplementedError("Scanning options are not kept in the model config.")
+
+
+class ScaleResult(NamedTuple):
+    """
+    What a streamer gets after each scale.
+
+    Args:
+        scale (`int`):
+            The scale, 0 is the coarsest.
+        rows (`torch.LongTensor` of shape `(num_active,)`):
+            Rows of the batch that read it.
+        boxes (`torch.FloatTensor` of shape `(num_active, 4)`):
+            Their boxes, relative (center_x, center_y, width, height).
+        scores (`torch.FloatTensor` of shape `(num_active,)`):
+            Their scores.
+        selection_mask (`torch.BoolTensor` of shape `(num_active, num_patches)`):
+            True at the patches of the scale that were read.
+    """
+
+    scale: int
+    rows: torch.LongTensor
+    boxes: torch.FloatTensor
+    scores: torch.FloatTensor
+    selection_mask: torch.BoolTensor
+
+
+class ScanFormerGenerationMixin:
+    """`generate` for ScanFormer: the boxes are known scale by scale, as the tokens of a text are one by one."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_attention_mask: torch.LongTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        past_key_values: ScanCache | None = None,
+        generation_config: ScanFormerGenerationConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        **kwargs,
+    ) -> ScanFormerVisualGroundingOutput:
+        r"""
+        Scan images for what the expressions say. Where nobody looks at the boxes on the way (no streamer, no stopping
+        rule), Encoder2 runs once over everything read; otherwise after every scale. The boxes are the same.
+
+        Args:
+            input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values:
+                See [`ScanFormerModel.forward`].
+            generation_config ([`ScanFormerGenerationConfig`], *optional*):
+                Options; the model's own by default.
+            streamer (`BaseStreamer`, *optional*):
+                Its `put` gets a [`ScaleResult`] as soon as a scale is read; its `end` is called at the end.
+            **kwargs:
+                Options of [`ScanFormerGenerationConfig`] that override the others.
+
+        Returns:
+            [`ScanFormerVisualGroundingOutput`] of the scales that were read.
+
+        Raises:
+            ValueError: for unknown arguments, senseless options, or inputs that do not fit together.
+        """
+        config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
+        unknown = sorted(set(kwargs) - set(OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"`generate` got unknown arguments {unknown}. Besides the model's inputs it takes a streamer and the "
+                f"options {sorted(OPTIONS)}."
+            )
+        config.update(**kwargs)
+        num_scales = self.config.num_scales
+        if config.max_scales is not None and config.max_scales > num_scales:
+            raise ValueError(f"`max_scales` is {config.max_scales}, but the model has {num_scales} scales.")
+
+        scan = self.model.start_scan(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_attention_mask,
+            spatial_shapes,
+            past_key_values,
+            num_scales=config.max_scales,
+            threshold=config.selection_threshold,
+        )
+        if streamer is None and config.stopping_score is None:
+            return self._scan_fused(scan)
+        return self._scan_streamed(scan, streamer, config.stopping_score)
+
+    def _scan_fused(self, scan: Scan) -> ScanFormerVisualGroundingOutput:
+        while not scan.finished:
+            self.model.read_scale(scan)
+        self.model.encode_pending(scan)
+        outputs = self.model.assemble_output(scan)
+        boxes, score_logits = self.predict(outputs.reg_states)
+        return self._generation_output(
+            boxes, score_logits.sigmoid(), scan.rows.new_full(scan.rows.shape, scan.num_scales), outputs.selection_masks
+        )
+
+    def _scan_streamed(
+        self, scan: Scan, streamer: BaseStreamer | None, stopping_score: float | None
+    ) -> ScanFormerVisualGroundingOutput:
+        batch_size = len(scan.rows)
+        boxes, scores, masks = [], [], []
+        scales_read = torch.zeros_like(scan.rows)
+        while not scan.finished and len(scan.rows) > 0:
+            rows, scale = scan.rows, scan.scale
+            self.model.read_scale(scan)
+            self.model.encode_pending(scan)
+            new_boxes, score_logits = self.predict(scan.readings[scale].reg_state)
+            new_scores, new_mask = score_logits.sigmoid(), scan.selection_mask(scale)
+            scales_read[rows] += 1
+            # a sample that has left the batch keeps its answer, and reads nothing more
+            boxes.append(boxes[-1].clone() if boxes else new_boxes.new_zeros(batch_size, 4))
+            scores.append(scores[-1].clone() if scores else new_scores.new_zeros(batch_size))
+            masks.append(new_mask.new_zeros(batch_size, new_mask.shape[1]))
+            boxes[-1][rows], scores[-1][rows], masks[-1][rows] = new_boxes, new_scores, new_mask
+            if streamer is not None:
+                streamer.put(ScaleResult(scale, rows, new_boxes, new_scores, new_mask))
+            if stopping_score is not None and not scan.finished:
+                undecided = (new_scores < stopping_score).nonzero()[:, 0]
+                if len(undecided) < len(rows):
+                    scan.keep_rows(undecided)
+        if streamer is not None:
+            streamer.end()
+        return self._generation_output(torch.stack(boxes, dim=1), torch.stack(scores, dim=1), scales_read, tuple(masks))
+
+    @staticmethod
+    def _generation_output(boxes, scores, scales_read, selection_masks):
+        return ScanFormerVisualGroundingOutput(
+            pred_boxes=boxes[:, -1],
+            scores=scores[:, -1],
+            scale_boxes=boxes,
+            scale_scores=scores,
+            scales_read=scales_read,
+            selection_masks=selection_masks,
+        )
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GenerationConfig | None,
+        from_auto_class,
+        from_pipeline,
+        pretrained_model_name_or_path,
+        *,
+        trust_remote_code=None,
+        **download_kwargs,
+    ):
+        """Called by `from_pretrained`: loads `generation_config.json` where there is one."""
+        if generation_config is not None:
+            self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+            return
+        try:
+            self.generation_config = self.generation_config_class.from_pretrained(
+                pretrained_model_name_or_path,
+                _from_auto=from_auto_class,
+                _from_pipeline=from_pipeline,
+                **download_kwargs,
+            )
+        except OSError:
+            self.generation_config = self.generation_config_class()
+
+
+__all__ = ["ScaleResult", "ScanFormerGenerationConfig", "ScanFormerGenerationMixin"]

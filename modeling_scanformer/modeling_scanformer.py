@@ -1,0 +1,618 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch ScanFormer model."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .cache_scanformer import ScanCache
+from .configuration_scanformer import ScanFormerConfig
+from .generation_scanformer import ScanFormerGenerationConfig, ScanFormerGenerationMixin
+from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
+from .loss_scanformer import visual_grounding_loss
+from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
+from .pyramid_scanformer import scale_offsets
+from .scan_scanformer import ScaleReading, Scan
+from .selection_scanformer import Selection, select_all, select_children
+
+
+# A new selection head gives every patch this logit, so that everything is read until training has learned what not to.
+INITIAL_SELECTION_LOGIT = 2.0
+
+
+class ScanFormerTextEmbeddings(nn.Module):
+    """BERT's embeddings of word pieces and positions."""
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        embeddings = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(self.layernorm(embeddings))
+
+
+class ScanFormerPatchEmbeddings(nn.Module):
+    """Linear projection of patches, plus the position of each in its image and its scale."""
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        self.grid_size = config.position_grid_size
+        self.projection = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.position_grid_size**2, config.hidden_size)
+        self.scale_embeddings = nn.Embedding(config.num_scales, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolate_positions(self, indices: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """
+        Learned positions, interpolated bilinearly to each image's grid (as `nn.functional.interpolate` with
+        `align_corners=True` does), evaluated at the given patches only. A bilinear weight is a product of two hat
+        functions, one of the row and one of the column.
+        """
+        rows, columns = grid[:, :1], grid[:, 1:]
+        table = self.position_embeddings.weight
+        nodes = torch.arange(self.grid_size, device=indices.device)
+
+        def hat(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+            # float64 costs nothing at this size, and keeps the nodes of long grids exact
+            position = position.double() * (self.grid_size - 1) / (length - 1).clamp(min=1)
+            return (1 - (position[..., None] - nodes).abs()).clamp(min=0).to(table.dtype)
+
+        weights = hat(indices // columns, rows)[..., :, None] * hat(indices % columns, columns)[..., None, :]
+        return weights.flatten(2) @ table  # (batch_size, num_patches, hidden_size)
+
+    def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
+        embeddings = self.projection(patches.to(self.projection.weight.dtype))
+        embeddings = embeddings + self.interpolate_positions(indices, grid) + self.scale_embeddings.weight[scale]
+        return self.dropout(embeddings)
+
+
+class ScanFormerSelectionHead(nn.Module):
+    """Informativeness of the 2 x 2 children of a patch, as 4 logits, from Encoder1's output."""
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.classifier = nn.Linear(config.hidden_size, 4)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.activation_fn(self.dense(self.layernorm(hidden_states))))
+
+
+class ScanFormerPredictionHead(nn.Module):
+    """Three-layer perceptron on a [REG] state, as DETR's box head."""
+
+    def __init__(self, config: ScanFormerConfig, num_outputs: int):
+        super().__init__()
+        self.dense1 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, num_outputs)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation_fn(self.dense1(hidden_states))
+        return self.out_proj(self.activation_fn(self.dense2(hidden_states)))
+
+
+class ScanFormerPreTrainedModel(PreTrainedModel):
+    config: ScanFormerConfig
+    config_class = ScanFormerConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ScanFormerTextEmbeddings", "ScanFormerPatchEmbeddings", "ScanFormerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, ScanFormerSelectionHead):
+            init.constant_(module.classifier.bias, INITIAL_SELECTION_LOGIT)
+
+
+class ScanFormerModel(ScanFormerPreTrainedModel):
+    """
+    The ScanFormer encoder: reads an expression, then an image pyramid scale by scale, coarse to fine, and at every scale
+    only the patches that the scale before selected.
+
+    Args:
+        config ([`ScanFormerConfig`]):
+            Configuration of the model.
+    """
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__(config)
+        self.text_embeddings = ScanFormerTextEmbeddings(config)
+        self.patch_embeddings = ScanFormerPatchEmbeddings(config)
+        self.modality_embeddings = nn.Embedding(2, config.hidden_size)
+        self.reg_tokens = nn.Embedding(config.num_scales, config.hidden_size)
+        self.layers = nn.ModuleList([ScanFormerLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.num_scales > 1:
+            self.constant_token = nn.Embedding(1, config.hidden_size)
+            self.selection_head = ScanFormerSelectionHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.text_embeddings.word_embeddings = value
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_attention_mask: torch.LongTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        past_key_values: ScanCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScanFormerModelOutput:
+        r"""
+        Reads all scales, in the fused schedule.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                Tokens of the expressions. Not together with `past_key_values`.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for tokens, 0 for padding.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_patches, 3 * patch_size**2)`):
+                Flattened patches of the image pyramid; see [`ScanFormerImageProcessor`].
+            pixel_attention_mask (`torch.LongTensor` of shape `(batch_size, num_patches)`):
+                1 for real patches, 0 for padding.
+            spatial_shapes (`torch.LongTensor` of shape `(batch_size, num_scales, 2)`):
+                Rows and columns of each scale's patch grid.
+            past_key_values (`ScanCache`, *optional*):
+                The text, already read by [`~ScanFormerModel.encode_text`], for as many rows as there are images or for
+                one, which then serves every image. It is left as it is.
+            use_cache (`bool`, *optional*):
+                Whether to return the cache.
+
+        Raises:
+            ValueError: if inputs are missing or do not fit together.
+        """
+        scan = self.start_scan(
+            input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values, use_cache
+        )
+        if kwargs.get("output_hidden_states", self.config.output_hidden_states):
+            scan.hidden_states = {}
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            if self.config._attn_implementation != "eager":
+                raise ValueError(
+                    "`output_attentions=True` needs the attention implementation that keeps its weights. Call "
+                    "`model.set_attn_implementation('eager')` first."
+                )
+            scan.attentions = {}
+        while not scan.finished:
+            self.read_scale(scan)
+        self.encode_pending(scan)
+        return self.assemble_output(scan)
+
+    def encode_text(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> ScanCache:
+        """
+        Read expressions once, to ground them in many images.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`):
+                Tokens of the expressions.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for tokens, 0 for padding.
+
+        Returns:
+            [`ScanCache`]: keys and values of the text, to be passed as `past_key_values`.
+        """
+        cache = ScanCache()
+        hidden_states = self._embed_text(input_ids, attention_mask, cache)
+        for index, layer in enumerate(self.layers):
+            hidden_states, keys, values, _ = layer(
+                hidden_states, None, None, cache.key_bias, [hidden_states.shape[1]]
+            )
+            cache.update(keys, values, index)
+        return cache
+
+    def start_scan(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.LongTensor | None,
+        pixel_values: torch.FloatTensor | None,
+        pixel_attention_mask: torch.LongTensor | None,
+        spatial_shapes: torch.LongTensor | None,
+        past_key_values: ScanCache | None = None,
+        use_cache: bool | None = False,
+        num_scales: int | None = None,
+        threshold: float | None = None,
+    ) -> Scan:
+        """
+        Check the inputs and embed the text. Arguments as in [`~ScanFormerModel.forward`]; `num_scales` limits the scales
+        to read, `threshold` replaces the configured selection threshold.
+        """
+        if pixel_values is None or pixel_attention_mask is None or spatial_shapes is None:
+            raise ValueError(
+                "`pixel_values`, `pixel_attention_mask` and `spatial_shapes` are all needed; `ScanFormerProcessor` makes "
+                "them."
+            )
+        if (input_ids is None) == (past_key_values is None):
+            raise ValueError(
+                "Give the text either as `input_ids` or, already read by `encode_text`, as `past_key_values`."
+            )
+        batch_size = pixel_values.shape[0]
+        offsets = scale_offsets(pixel_values.shape[1], self.config.num_scales)
+        if pixel_values.shape[2] != 3 * self.config.patch_size**2:
+            raise ValueError(
+                f"Expected flattened patches of 3 * {self.config.patch_size}**2 values, got {pixel_values.shape[2]}. Was "
+                "the image processor made for another `patch_size`?"
+            )
+        if spatial_shapes.shape != (batch_size, self.config.num_scales, 2):
+            raise ValueError(
+                f"Expected `spatial_shapes` of shape {(batch_size, self.config.num_scales, 2)}, got "
+                f"{tuple(spatial_shapes.shape)}."
+            )
+        if pixel_attention_mask.shape != pixel_values.shape[:2]:
+            raise ValueError(
+                f"`pixel_attention_mask` of shape {tuple(pixel_attention_mask.shape)} does not fit `pixel_values` of "
+                f"shape {tuple(pixel_values.shape)}."
+            )
+        text_rows = past_key_values.batch_size if input_ids is None else input_ids.shape[0]
+        if text_rows != batch_size and not (input_ids is None and text_rows == 1):
+            raise ValueError(
+                f"Got {text_rows} expressions but {batch_size} images. Give one expression per image, or one cached "
+                "expression for all of them."
+            )
+
+        if past_key_values is not None:
+            if past_key_values.num_scales > 0:
+                raise ValueError(
+                    f"`past_key_values` holds {past_key_values.num_scales} scales of an image already. Pass "
+                    "`past_key_values.text_prefix()` to ground the same text in other images."
+                )
+            cache, text_states = past_key_values.copy(), None
+            if text_rows != batch_size:
+                cache.batch_repeat_interleave(batch_size)
+        else:
+            cache = ScanCache()
+            text_states = self._embed_text(input_ids, attention_mask, cache)
+        return Scan(
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            offsets=offsets,
+            num_scales=self.config.num_scales if num_scales is None else num_scales,
+            threshold=self.config.selection_threshold if threshold is None else threshold,
+            use_cache=bool(use_cache),
+            rows=torch.arange(batch_size, device=pixel_values.device),
+            cache=cache,
+            text_states=text_states,
+            selection=select_all(pixel_attention_mask[:, : offsets[1]]),
+        )
+
+    def read_scale(self, scan: Scan):
+        """Run Encoder1 over the next scale (and over the text, if it is still unread) and select what to read after it."""
+        scale, selection = scan.scale, scan.selection
+        blocks = [self._embed_scale(scan)]
+        if scan.text_states is not None:
+            blocks.insert(0, scan.text_states)
+            scan.text_states, scan.text_is_pending = None, True
+        reading = ScaleReading(selection)
+        scan.readings.append(reading)
+        scan.selection = None
+
+        blocks = self._run_layers(scan, blocks, range(self.config.selection_layer))
+        scan.pending.extend(blocks)
+        if not scan.finished:
+            patches = blocks[-1][:, 1 : 1 + selection.indices.shape[1]]
+            reading.logits = self.selection_head(patches)
+            scan.selection = select_children(
+                selection,
+                reading.logits,
+                columns=scan.grid(scale)[:, 1],
+                patch_mask=scan.patch_mask(scale + 1),
+                threshold=scan.threshold,
+                gated=self.training,
+            )
+
+    def encode_pending(self, scan: Scan):
+        """Run Encoder2 over everything that Encoder1 has read since the last call."""
+        blocks = self._run_layers(scan, scan.pending, range(self.config.selection_layer, len(self.layers)))
+        blocks = blocks[1:] if scan.text_is_pending else blocks
+        for reading, block in zip(scan.readings[-len(blocks) :], blocks):
+            block = self.layernorm(block)
+            reading.reg_state = block[:, 0]
+            reading.patch_states = block[:, 1 : 1 + reading.selection.indices.shape[1]]
+        scan.pending, scan.text_is_pending = [], False
+
+    def assemble_output(self, scan: Scan) -> ScanFormerModelOutput:
+        """The output of a scan that all samples finished together."""
+        return ScanFormerModelOutput(
+            reg_states=torch.stack([reading.reg_state for reading in scan.readings], dim=1),
+            patch_states=tuple(reading.patch_states for reading in scan.readings),
+            patch_indices=tuple(r.selection.indices.where(r.selection.mask, -1) for r in scan.readings),
+            selection_masks=tuple(scan.selection_mask(scale) for scale in range(scan.num_scales)),
+            selection_logits=tuple(reading.logits for reading in scan.readings[:-1]),
+            past_key_values=scan.cache if scan.use_cache else None,
+            hidden_states=None
+            if scan.hidden_states is None
+            else tuple(torch.cat(states, dim=1) for _, states in sorted(scan.hidden_states.items())),
+            attentions=None
+            if scan.attentions is None
+            else tuple(_join_attentions(weights) for _, weights in sorted(scan.attentions.items())),
+        )
+
+    def _run_layers(self, scan: Scan, blocks: list[torch.Tensor], layers: range) -> list[torch.Tensor]:
+        """Run layers over blocks that follow what is cached, and write their keys and values to the cache."""
+        hidden_states = torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
+        block_lengths = [block.shape[1] for block in blocks]
+        for index in layers:
+            if scan.hidden_states is not None:
+                scan.hidden_states.setdefault(index, []).append(hidden_states)
+            past_keys, past_values = scan.cache.states(index)
+            hidden_states, keys, values, weights = self.layers[index](
+                hidden_states, past_keys, past_values, scan.cache.key_bias, block_lengths
+            )
+            if scan.keeps_keys:
+                scan.cache.update(keys, values, index)
+            if scan.attentions is not None:
+                scan.attentions.setdefault(index, []).extend(weights)
+        if scan.hidden_states is not None and layers.stop == len(self.layers):
+            scan.hidden_states.setdefault(layers.stop, []).append(hidden_states)
+        return list(hidden_states.split(block_lengths, dim=1))
+
+    def _embed_text(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None, cache: ScanCache
+    ) -> torch.Tensor:
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The expression has {input_ids.shape[1]} tokens, but the model reads at most "
+                f"{self.config.max_position_embeddings}. Shorten it, or let the processor do so with `truncation=True`."
+            )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` of shape {tuple(attention_mask.shape)} does not fit `input_ids` of shape "
+                f"{tuple(input_ids.shape)}."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        cache.extend_bias(self._masked_bias(attention_mask.bool()))
+        cache.text_length = input_ids.shape[1]
+        return self.text_embeddings(input_ids) + self.modality_embeddings.weight[0]
+
+    def _embed_scale(self, scan: Scan) -> torch.Tensor:
+        """
+        The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
+        selected patches only; in training also for the unselected children of selected parents, which get a gradient
+        although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through).
+        """
+        scale, selection = scan.scale, scan.selection
+        batch_size = len(scan.rows)
+
+        def embed(chosen: Selection) -> torch.Tensor:
+            patches = scan.patches(chosen.indices, scale)
+            embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale)
+            return embeddings + self.modality_embeddings.weight[1]
+
+        patches = embed(selection)
+        reg = (self.reg_tokens.weight[scale] + self.modality_embeddings.weight[1]).expand(batch_size, 1, -1)
+        tokens = [reg, patches]
+        biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
+        if scale > 0:
+            constant = self.constant_token.weight[0]
+            rejected_pull = None
+            if selection.gates is not None:
+                tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * (patches - constant)
+                gates = selection.rejected.gates * selection.rejected.mask
+                rejected_pull = gates[..., None].to(patches.dtype) * (embed(selection.rejected) - constant)
+            constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
+            tokens.append(constants)
+            biases.append(bias)
+        scan.cache.extend_bias(torch.cat(biases, dim=1))
+        scan.cache.num_scales += 1
+        return torch.cat([token.to(patches.dtype) for token in tokens], dim=1)
+
+    def _constant_tokens(
+        self, constant: torch.Tensor, num_unselected: torch.Tensor, rejected_pull: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What stands for the n unselected patches: one token whose attention logits get + log n, or n tokens.
+
+        Args:
+            constant (`torch.Tensor` of shape `(hidden_size,)`):
+                The constant token.
+            num_unselected (`torch.Tensor` of shape `(batch_size,)`):
+                n.
+            rejected_pull (`torch.Tensor` of shape `(batch_size, num_rejected, hidden_size)`, *optional*):
+                The straight-through term of the unselected children of selected parents. Its value is 0.
+
+        Returns:
+            Tokens of shape `(batch_size, 1 or max(n), hidden_size)` and their key bias.
+        """
+        batch_size = len(num_unselected)
+        if self.config.merge_constant_tokens:
+            token = constant.expand(batch_size, -1)
+            if rejected_pull is not None:
+                token = token + rejected_pull.sum(1) / num_unselected.clamp(min=1)[:, None]
+            log_count = num_unselected.clamp(min=1).to(self._bias_dtype).log()
+            return token[:, None], log_count.where(num_unselected > 0, MASKED_BIAS)[:, None]
+        most = int(num_unselected.max())
+        tokens = constant.expand(batch_size, most, -1)
+        if rejected_pull is not None:
+            missing = most - rejected_pull.shape[1]
+            tokens = tokens + nn.functional.pad(rejected_pull, (0, 0, 0, missing))
+        positions = torch.arange(most, device=num_unselected.device)
+        return tokens, self._masked_bias(positions < num_unselected[:, None])
+
+    @property
+    def _bias_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def _masked_bias(self, mask: torch.Tensor) -> torch.Tensor:
+        """Key bias of a boolean mask: 0 where a key may be seen."""
+        return torch.zeros(mask.shape, dtype=self._bias_dtype, device=mask.device).masked_fill(~mask, MASKED_BIAS)
+
+
+def _join_attentions(weights: list[torch.Tensor]) -> torch.Tensor:
+    """Stack the attention weights of blocks, widening each to all keys by zeros."""
+    num_keys = weights[-1].shape[-1]
+    return torch.cat([nn.functional.pad(weight, (0, num_keys - weight.shape[-1])) for weight in weights], dim=2)
+
+
+class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerationMixin):
+    """
+    ScanFormer with a box and a score for every scale: referring expression comprehension, an image and an expression in,
+    one box out.
+
+    Args:
+        config ([`ScanFormerConfig`]):
+            Configuration of the model.
+    """
+
+    generation_config_class = ScanFormerGenerationConfig
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__(config)
+        self.model = ScanFormerModel(config)
+        self.box_head = ScanFormerPredictionHead(config, num_outputs=4)
+        self.score_head = ScanFormerPredictionHead(config, num_outputs=1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.model.set_input_embeddings(value)
+
+    def encode_text(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> ScanCache:
+        """See [`ScanFormerModel.encode_text`]."""
+        return self.model.encode_text(input_ids, attention_mask)
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_attention_mask: torch.LongTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        past_key_values: ScanCache | None = None,
+        labels: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScanFormerVisualGroundingOutput:
+        r"""
+        Reads all scales. All arguments but `labels` are those of [`ScanFormerModel.forward`].
+
+        Args:
+            labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
+                True boxes as (center_x, center_y, width, height) relative to the image, in [0, 1]. A row of NaN says
+                that nothing in the image fits the expression: only the score learns from it.
+
+        Examples:
+
+        ```python
+        >>> from PIL import Image
+        >>> from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+
+        >>> checkpoint = "hub_cards/scanformer-tiny-scenes"
+        >>> model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+        >>> processor = ScanFormerProcessor.from_pretrained(checkpoint)
+
+        >>> image = Image.open("examples/demo.png")
+        >>> inputs = processor(images=image, text="the red circle", return_tensors="pt")
+        >>> outputs = model(**inputs)
+        >>> result = processor.post_process_visual_grounding(outputs, target_sizes=[image.size[::-1]])[0]
+        ```"""
+        if labels is not None and labels.shape != (pixel_values.shape[0], 4):
+            raise ValueError(
+                f"Expected `labels` of shape {(pixel_values.shape[0], 4)}, one relative (center_x, center_y, width, height) "
+                f"per image, got {tuple(labels.shape)}."
+            )
+        outputs: ScanFormerModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        boxes, score_logits = self.predict(outputs.reg_states)
+        loss, loss_dict = None, None
+        if labels is not None:
+            loss, loss_dict = visual_grounding_loss(
+                self.config, boxes, score_logits, labels, outputs, pixel_attention_mask, spatial_shapes
+            )
+        scores = score_logits.sigmoid()
+        return ScanFormerVisualGroundingOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            pred_boxes=boxes[:, -1],
+            scores=scores[:, -1],
+            scale_boxes=boxes,
+            scale_scores=scores,
+            patch_indices=outputs.patch_indices,
+            selection_masks=outputs.selection_masks,
+            selection_logits=outputs.selection_logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def predict(self, reg_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Boxes and scores of [REG] states.
+
+        Args:
+            reg_states (`torch.Tensor` of shape `(..., hidden_size)`):
+                Encoder2's outputs.
+
+        Returns:
+            Boxes of shape `(..., 4)`, relative (center_x, center_y, width, height), and score logits of shape `(...)`, at
+            least in float32.
+        """
+        dtype = torch.promote_types(reg_states.dtype, torch.float32)
+        return self.box_head(reg_states).to(dtype).sigmoid(), self.score_head(reg_states).to(dtype)[..., 0]
+
+
+__all__ = [
+    "ScanFormerForVisualGrounding",
+    "ScanFormerModel",
+    "ScanFormerPreTrainedModel",
+]

@@ -1,0 +1,159 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image/Text processor class for ScanFormer."""
+
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput, get_image_size, make_flat_list_of_images
+from transformers.processing_utils import ProcessorMixin
+
+from .image_processing_scanformer import ScanFormerImageProcessor
+
+
+class ScanFormerProcessor(ProcessorMixin):
+    r"""
+    Wraps a [`ScanFormerImageProcessor`] and a tokenizer.
+
+    Args:
+        image_processor ([`ScanFormerImageProcessor`]):
+            Builds the image pyramid.
+        tokenizer (`PreTrainedTokenizerBase`):
+            A BERT word-piece tokenizer.
+    """
+
+    text_kwargs = {"padding": True, "return_token_type_ids": False}
+
+    def __init__(self, image_processor: ScanFormerImageProcessor, tokenizer):
+        super().__init__(image_processor, tokenizer)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        boxes=None,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Prepare pairs of a picture and an expression.
+
+        Args:
+            images (`ImageInput`, *optional*):
+                One picture or a list of them.
+            text (`str` or `list[str]`, *optional*):
+                One expression per picture.
+            boxes (`list[list[float] | None]`, *optional*):
+                The true box of every pair as (x0, y0, x1, y1) in pixels of the upright picture, or `None` where nothing
+                fits the expression; a single pair may come without the outer list. Adds `labels`.
+            **kwargs:
+                Passed to the image processor and the tokenizer. With `truncation=True` long expressions are cut to what
+                the model reads; otherwise they raise an error.
+
+        Returns:
+            [`BatchFeature`]: `input_ids` and `attention_mask` of shape `(batch_size, text_length)`; `pixel_values` of
+            shape `(batch_size, num_patches, 3 * patch_size**2)`, `pixel_attention_mask` of shape
+            `(batch_size, num_patches)`, `spatial_shapes` of shape `(batch_size, num_scales, 2)`; and with boxes `labels`
+            of shape `(batch_size, 4)`.
+
+        Raises:
+            ValueError: for an empty or over-long expression, unequal numbers of pictures, expressions and boxes, a box
+                without area or outside its picture, or a picture that cannot be read.
+        """
+        if images is not None:
+            images = make_flat_list_of_images(self.image_processor.fetch_images(images))
+        single = isinstance(text, str)
+        if text is not None:
+            text = self._check_text(text)
+        if images is not None and text is not None and len(images) != len(text):
+            raise ValueError(
+                f"Got {len(images)} pictures but {len(text)} expressions. They are read in pairs: repeat a picture for "
+                "every expression, or an expression for every picture."
+            )
+        if boxes is not None and images is None:
+            raise ValueError("`boxes` need the pictures they belong to.")
+
+        unbatched = single and images is None and kwargs.get("return_tensors") is None
+        features = super().__call__(images=images, text=text[0] if unbatched else text, **kwargs)
+        if text is not None:
+            self._check_length([features["input_ids"]] if unbatched else features["input_ids"])
+        if boxes is not None:
+            sizes = [get_image_size(self.image_processor.process_image(image, do_convert_rgb=True)) for image in images]
+            labels = self.boxes_to_labels([boxes] if _is_box(boxes) else boxes, sizes)
+            features["labels"] = labels if kwargs.get("return_tensors") == "pt" else labels.numpy()
+        return features
+
+    @staticmethod
+    def _check_text(text: str | list[str]) -> list[str]:
+        text = [text] if isinstance(text, str) else list(text)
+        for index, expression in enumerate(text):
+            if not isinstance(expression, str):
+                raise ValueError(f"Expression {index} is a {type(expression).__name__}, not a string.")
+            if not expression.strip():
+                raise ValueError(f"Expression {index} is empty. Say which object is meant.")
+        return text
+
+    def _check_length(self, input_ids):
+        longest, limit = max(len(ids) for ids in input_ids), self.tokenizer.model_max_length
+        if longest > limit:
+            raise ValueError(
+                f"An expression has {longest} tokens, but the model reads at most {limit}. Shorten it, or cut it with "
+                "`truncation=True`."
+            )
+
+    def boxes_to_labels(self, boxes: list, target_sizes: list[tuple[int, int]]) -> torch.Tensor:
+        """
+        Turn pixel boxes into the labels that the model learns from.
+
+        Args:
+            boxes (`list[list[float] | None]`):
+                Boxes as (x0, y0, x1, y1) in pixels; `None` where nothing fits.
+            target_sizes (`list[tuple[int, int]]`):
+                (height, width) of every picture in pixels.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 4)`: (center_x, center_y, width, height) relative to the picture; a
+            row of NaN where nothing fits.
+
+        Raises:
+            ValueError: if the numbers differ, or a box has no area, is not finite, or lies outside its picture.
+        """
+        if len(boxes) != len(target_sizes):
+            raise ValueError(f"Got {len(boxes)} boxes but {len(target_sizes)} pictures.")
+        labels = []
+        for index, (box, (height, width)) in enumerate(zip(boxes, target_sizes)):
+            if box is None:
+                labels.append([float("nan")] * 4)
+                continue
+            x0, y0, x1, y1 = (float(value) for value in box)
+            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+                raise ValueError(
+                    f"Box {index}, ({x0:g}, {y0:g}, {x1:g}, {y1:g}), is not a box (x0, y0, x1, y1) within its picture of "
+                    f"{width} x {height} pixels."
+                )
+            labels.append([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
+        return torch.tensor(labels, dtype=torch.float32)
+
+    def post_process_visual_grounding(self, outputs, target_sizes, threshold=None, text=None) -> list[dict]:
+        """See [`ScanFormerImageProcessor.post_process_visual_grounding`]."""
+        return self.image_processor.post_process_visual_grounding(outputs, target_sizes, threshold, text)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask"] + self.image_processor.model_input_names
+
+
+def _is_box(boxes) -> bool:
+    return len(boxes) == 4 and all(not hasattr(value, "__len__") and value is not None for value in boxes)
+
+
+__all__ = ["ScanFormerProcessor"]

@@ -1,0 +1,139 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""State of a scan: what has been read, and what comes next."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .cache_scanformer import ScanCache
+from .selection_scanformer import Selection
+
+
+@dataclass
+class ScaleReading:
+    """
+    What the scan knows of one scale.
+
+    Attributes:
+        selection (`Selection`):
+            The patches that were read.
+        logits (`torch.Tensor` of shape `(batch_size, num_selected, 4)`, *optional*):
+            Informativeness of the children of every patch read; `None` at the last scale.
+        reg_state (`torch.Tensor` of shape `(batch_size, hidden_size)`, *optional*):
+            Encoder2's output of [REG]; `None` until Encoder2 has read the scale.
+        patch_states (`torch.Tensor` of shape `(batch_size, num_selected, hidden_size)`, *optional*):
+            Encoder2's output of the patches.
+    """
+
+    selection: Selection
+    logits: torch.Tensor | None = None
+    reg_state: torch.Tensor | None = None
+    patch_states: torch.Tensor | None = None
+
+
+@dataclass
+class Scan:
+    """
+    A batch of images and expressions on its way through the scales. Made by `ScanFormerModel.start_scan`; each
+    `read_scale` runs Encoder1 over the next scale, each `encode_pending` runs Encoder2 over what Encoder1 has read since.
+    Calling the latter after every scale is the streamed schedule, calling it once at the end the fused one.
+
+    Attributes:
+        pixel_values, pixel_attention_mask, spatial_shapes (`torch.Tensor`):
+            The whole batch, as the processor gives it.
+        offsets (`list[int]`):
+            Start of every scale in `pixel_values`, and the end.
+        num_scales (`int`):
+            Number of scales to read.
+        threshold (`float`):
+            Selection threshold.
+        use_cache (`bool`):
+            Whether the cache is wanted when the scan is over.
+        rows (`torch.Tensor` of shape `(num_active,)`):
+            Rows of the batch that are still being read. All state below is of these rows.
+        cache (`ScanCache`):
+            Keys and values of what was read.
+        text_states (`torch.Tensor` of shape `(num_active, text_length, hidden_size)`, *optional*):
+            The embedded text, until it goes through Encoder1 together with scale 0. `None` if it came cached.
+        selection (`Selection`, *optional*):
+            What to read next.
+        pending (`list[torch.Tensor]`):
+            Blocks that Encoder1 has read and Encoder2 has not.
+        text_is_pending (`bool`):
+            Whether the first of them is the text.
+        readings (`list[ScaleReading]`):
+            What was read, scale by scale.
+        hidden_states, attentions (`dict[int, list]`, *optional*):
+            What the layers gave, if the caller asked for it.
+    """
+
+    pixel_values: torch.Tensor
+    pixel_attention_mask: torch.Tensor
+    spatial_shapes: torch.Tensor
+    offsets: list[int]
+    num_scales: int
+    threshold: float
+    use_cache: bool
+    rows: torch.Tensor
+    cache: ScanCache
+    text_states: torch.Tensor | None
+    selection: Selection | None
+    pending: list[torch.Tensor] = field(default_factory=list)
+    text_is_pending: bool = False
+    readings: list[ScaleReading] = field(default_factory=list)
+    hidden_states: dict[int, list[torch.Tensor]] | None = None
+    attentions: dict[int, list[torch.Tensor]] | None = None
+
+    @property
+    def scale(self) -> int:
+        """The scale that is read next."""
+        return len(self.readings)
+
+    @property
+    def finished(self) -> bool:
+        return self.scale == self.num_scales
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether anything will look at the keys and values that the current pass computes."""
+        return self.use_cache or not self.finished
+
+    def patches(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
+        """Gather flattened patches of a scale by their index: `(num_active, num_patches, 3 * patch_size**2)`."""
+        return self.pixel_values[self.rows[:, None], self.offsets[scale] + indices]
+
+    def patch_mask(self, scale: int) -> torch.Tensor:
+        """Nonzero at the real patches of a scale, of shape `(num_active, num_patches)`."""
+        return self.pixel_attention_mask[self.rows, self.offsets[scale] : self.offsets[scale + 1]]
+
+    def grid(self, scale: int) -> torch.Tensor:
+        """Rows and columns of every image's patch grid at a scale, of shape `(num_active, 2)`."""
+        return self.spatial_shapes[self.rows, scale]
+
+    def selection_mask(self, scale: int) -> torch.Tensor:
+        """True at the patches of a scale that were read, of shape `(num_active, num_patches)`."""
+        selection = self.readings[scale].selection
+        mask = torch.zeros_like(self.patch_mask(scale), dtype=torch.bool)
+        return mask.scatter_reduce(1, selection.indices, selection.mask, reduce="amax")
+
+    def keep_rows(self, kept: torch.Tensor):
+        """Let samples leave the batch; `kept` are the positions within `rows` of those that stay."""
+        self.rows = self.rows[kept]
+        self.cache.batch_select_indices(kept)
+        if self.selection is not None:
+            self.selection = self.selection.select_rows(kept)
+
+
+__all__ = ["Scan", "ScaleReading"]

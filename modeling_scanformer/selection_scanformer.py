@@ -1,0 +1,124 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which patches of the next scale are read, and what stands for those that are not."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Selection:
+    """
+    The patches of one scale that are read, and in training also the children that were offered but not selected.
+
+    Attributes:
+        indices (`torch.Tensor` of shape `(batch_size, num_selected)`):
+            Row-major index of every selected patch in its image's grid. Rows with fewer patches are padded by 0.
+        mask (`torch.Tensor` of shape `(batch_size, num_selected)`):
+            True where an entry of `indices` is a patch.
+        num_unselected (`torch.Tensor` of shape `(batch_size,)`):
+            Number of real patches of the scale that are not selected, those under unselected parents included.
+        gates (`torch.Tensor` of shape `(batch_size, num_selected)`, *optional*):
+            `s - stop_gradient(s)` of the selected patches: 0 with the gradient of s. Only in training.
+        rejected (`Selection`, *optional*):
+            The unselected children of selected parents, with their gates. Only in training.
+    """
+
+    indices: torch.Tensor
+    mask: torch.Tensor
+    num_unselected: torch.Tensor
+    gates: torch.Tensor | None = None
+    rejected: "Selection | None" = None
+
+    def select_rows(self, rows: torch.Tensor) -> "Selection":
+        """Keep only the given batch rows."""
+        return Selection(self.indices[rows], self.mask[rows], self.num_unselected[rows])
+
+
+def select_all(patch_mask: torch.Tensor) -> Selection:
+    """Select every real patch of a scale; `patch_mask` has shape `(batch_size, num_patches)`."""
+    batch_size, num_patches = patch_mask.shape
+    indices = torch.arange(num_patches, device=patch_mask.device).expand(batch_size, -1)
+    return Selection(indices, patch_mask.bool(), torch.zeros(batch_size, dtype=torch.long, device=patch_mask.device))
+
+
+def child_indices(indices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """
+    Indices of the 2 x 2 children of patches.
+
+    Args:
+        indices (`torch.Tensor` of shape `(batch_size, num_patches)`):
+            Row-major indices in grids of `columns` columns.
+        columns (`torch.Tensor` of shape `(batch_size,)`):
+            Number of columns of every image's grid.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, 4)`: row-major indices in grids of twice as many columns: upper
+        left, upper right, lower left, lower right.
+    """
+    columns = columns[:, None]
+    upper_left = (indices // columns) * 4 * columns + (indices % columns) * 2  # (batch_size, num_patches)
+    steps = torch.stack([columns * 0, columns * 0 + 1, columns * 2, columns * 2 + 1], dim=-1)  # (batch_size, 1, 4)
+    return upper_left[..., None] + steps
+
+
+def select_children(
+    parents: Selection, logits: torch.Tensor, columns: torch.Tensor, patch_mask: torch.Tensor, threshold: float, gated: bool
+) -> Selection:
+    """
+    Select the children whose informativeness exceeds the threshold.
+
+    Args:
+        parents (`Selection`):
+            The patches that were read, with logits for the children of each.
+        logits (`torch.Tensor` of shape `(batch_size, num_parents, 4)`):
+            Informativeness of the children of every parent.
+        columns (`torch.Tensor` of shape `(batch_size,)`):
+            Columns of the parents' grids.
+        patch_mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
+            Nonzero at the real patches of the children's scale.
+        threshold (`float`):
+            A child is selected where `sigmoid(logit) > threshold`.
+        gated (`bool`):
+            Whether gradients have to reach the logits, as in training.
+
+    Returns:
+        `Selection`: of the children's scale.
+    """
+    informativeness = logits.float().sigmoid() if logits.dtype != torch.float64 else logits.sigmoid()
+    # sigmoid saturates to exactly 0 in float: with threshold 0 such a child must be read all the same
+    wanted = informativeness > threshold if threshold > 0 else torch.ones_like(informativeness, dtype=torch.bool)
+    offered = parents.mask[..., None].expand_as(wanted).flatten(1)  # (batch_size, 4 * num_parents)
+    selected = wanted.flatten(1) & offered
+    children = child_indices(parents.indices, columns).flatten(1)
+    gates = (informativeness - informativeness.detach()).flatten(1) if gated else None
+    num_unselected = patch_mask.long().sum(1) - selected.sum(1)
+
+    def gather(chosen: torch.Tensor, **extra) -> Selection:
+        most = int(chosen.sum(1).max())
+        order = chosen.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        mask = chosen.gather(1, order)
+        return Selection(
+            indices=children.gather(1, order).where(mask, 0),
+            mask=mask,
+            num_unselected=num_unselected,
+            gates=gates.gather(1, order) if gated else None,
+            **extra,
+        )
+
+    return gather(selected, rejected=gather(offered & ~selected) if gated else None)
+
+
+__all__ = ["Selection", "child_indices", "select_all", "select_children"]
