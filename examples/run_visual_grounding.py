@@ -159,7 +159,9 @@ def save_checkpoint(accelerator: Accelerator, args: Arguments, step: int):
     accelerator.wait_for_everyone()
 
 
-def save_model(accelerator: Accelerator, model: ScanFormerForVisualGrounding, processor, folder: Path, threshold: float):
+def save_model(
+    accelerator: Accelerator, model: ScanFormerForVisualGrounding, processor, folder: Path, threshold: float
+):
     """Save the model with its final selection threshold, whatever the current one."""
     if accelerator.is_main_process:
         current, model.config.selection_threshold = model.config.selection_threshold, threshold
@@ -199,7 +201,8 @@ def main():
         args.dataset,
         args.train_split,
         seed=args.seed,
-        num_samples=args.max_train_samples or (args.max_train_steps * batch_size if args.dataset == "scenes" else None),
+        num_samples=args.max_train_samples
+        or (args.max_train_steps * batch_size if args.dataset == "scenes" else None),
         level=args.dataset_level,
     )
     collator = GroundingCollator(processor)

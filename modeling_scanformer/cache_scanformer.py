@@ -78,7 +78,9 @@ class ScanCache(DynamicCache):
         if tokens_to_remove == 0:
             return
         if length != self.text_length:
-            raise ValueError(f"A scan cache can only be cut back to its {self.text_length} text tokens, not to {length}.")
+            raise ValueError(
+                f"A scan cache can only be cut back to its {self.text_length} text tokens, not to {length}."
+            )
         super().crop(-abs(tokens_to_remove))
         self.key_bias, self.num_scales = self.key_bias[:, :length], 0
 

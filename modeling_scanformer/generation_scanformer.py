@@ -171,7 +171,10 @@ class ScanFormerGenerationMixin:
         outputs = self.model.assemble_output(scan)
         boxes, score_logits = self.predict(outputs.reg_states)
         return self._generation_output(
-            boxes, score_logits.sigmoid(), scan.rows.new_full(scan.rows.shape, scan.num_scales), outputs.selection_masks
+            boxes,
+            score_logits.sigmoid(),
+            scan.rows.new_full(scan.rows.shape, scan.num_scales),
+            outputs.selection_masks,
         )
 
     def _scan_streamed(
@@ -200,7 +203,9 @@ class ScanFormerGenerationMixin:
                     scan.keep_rows(undecided)
         if streamer is not None:
             streamer.end()
-        return self._generation_output(torch.stack(boxes, dim=1), torch.stack(scores, dim=1), scales_read, tuple(masks))
+        return self._generation_output(
+            torch.stack(boxes, dim=1), torch.stack(scores, dim=1), scales_read, tuple(masks)
+        )
 
     @staticmethod
     def _generation_output(boxes, scores, scales_read, selection_masks):
@@ -226,6 +231,8 @@ class ScanFormerGenerationMixin:
         """Called by `from_pretrained`: loads `generation_config.json` where there is one."""
         if generation_config is not None:
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+            return
+        if pretrained_model_name_or_path is None:  # loaded from a state dict: the defaults stay
             return
         try:
             self.generation_config = self.generation_config_class.from_pretrained(

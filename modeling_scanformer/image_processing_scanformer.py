@@ -13,20 +13,41 @@
 # limitations under the License.
 """Image processor class for ScanFormer."""
 
+import base64
+import binascii
 import math
+import os
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-import PIL
+import PIL.Image
 import torch
-from PIL import ImageOps
+from huggingface_hub.utils import httpx
+from PIL import ExifTags
+from PIL.Image import Transpose
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, load_image
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from .loss_scanformer import center_to_corners
 from .pyramid_scanformer import image_pyramid, pad_pyramids
+
+
+logger = logging.get_logger(__name__)
+
+# What brings a picture with an EXIF orientation upright.
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 class ScanFormerImageProcessorKwargs(ImagesKwargs, total=False):
@@ -41,13 +62,13 @@ class ScanFormerImageProcessorKwargs(ImagesKwargs, total=False):
     num_scales: int
 
 
-def read_image(image: "str | PIL.Image.Image", timeout: float | None = None) -> "PIL.Image.Image":
+def read_image(image: "str | os.PathLike | PIL.Image.Image", timeout: float | None = None) -> "PIL.Image.Image":
     """
     Decode a picture and bring it into the form that ScanFormer sees: upright (the EXIF orientation is applied), RGB, with
-    transparency on white and 16-bit samples scaled to 8 bits. Boxes are relative to this picture.
+    transparency on white and samples of more than 8 bits scaled to 8. Boxes are relative to this picture.
 
     Args:
-        image (`str` or `PIL.Image.Image`):
+        image (`str`, `os.PathLike` or `PIL.Image.Image`):
             Path, http(s) URL, base64 string, or an opened picture.
         timeout (`float`, *optional*):
             Seconds to wait for a URL.
@@ -56,54 +77,125 @@ def read_image(image: "str | PIL.Image.Image", timeout: float | None = None) -> 
         `PIL.Image.Image`: an RGB picture. One that is upright RGB already is returned as it is.
 
     Raises:
-        ValueError: if it cannot be decoded, is truncated or empty, or is so large that decoding it is unsafe.
+        ValueError: if it cannot be found or decoded, is truncated or empty, or is so large that decoding it is unsafe
+            (more than twice `PIL.Image.MAX_IMAGE_PIXELS`; Pillow warns of more than once).
     """
-    name = f"the picture {image!r}" if isinstance(image, str) and len(image) < 500 else "the picture"
+    if not isinstance(image, (str, os.PathLike, PIL.Image.Image)):
+        raise ValueError(f"Expected a picture as path, URL, base64 string or PIL image, got {type(image).__name__}.")
+    opened = isinstance(image, PIL.Image.Image)
+    name = "the picture" if opened or len(os.fspath(image)) > 500 else f"the picture {os.fspath(image)!r}"
+    # everything is read at once, so no file stays open
+    source = image if opened else BytesIO(_read_bytes(image, name, timeout))
     try:
-        if isinstance(image, str):
-            opened = _open(image, timeout)
-        else:
-            opened = image
-        if 0 in opened.size:
-            raise ValueError(f"Cannot ground an expression in {name}: its size is {opened.width} x {opened.height}.")
-        return _to_rgb(ImageOps.exif_transpose(opened))
-    except PIL.Image.DecompressionBombError as error:
+        picture = image if opened else PIL.Image.open(source)
+        picture.load()
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"Refused to decode {name}: {error} Scale it down first, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
         ) from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # damaged files make Pillow's decoders fail in many ways
+        reason = "no known picture format" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise ValueError(
-            f"Cannot decode {name}: {error}. Check that it is a complete picture file in a format that Pillow reads."
+            f"Cannot decode {name}: {reason}. Check that it is a complete picture file in a format that Pillow reads."
         ) from error
+    if 0 in picture.size:
+        raise ValueError(f"Cannot ground an expression in {name}: its size is {picture.width} x {picture.height}.")
+    if orientation in UPRIGHT:
+        picture = picture.transpose(UPRIGHT[orientation])
+        # without the orientation, so that nobody applies it again
+        picture.info = {key: value for key, value in picture.info.items() if key == "transparency"}
+    return _to_rgb(picture)
 
 
-def _open(image: str, timeout: float | None) -> "PIL.Image.Image":
-    # `load_image` converts to RGB by clipping 16-bit samples and dropping transparency, so files are opened here
-    if image.startswith(("http://", "https://", "data:image/")):
-        return load_image(image, timeout=timeout)
+def _read_bytes(image: str | os.PathLike, name: str, timeout: float | None) -> bytes:
+    # not by `load_image`: its conversion to RGB clips 16-bit samples and drops transparency
     try:
-        return PIL.Image.open(image)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"There is no picture file {image!r}.") from error
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            return httpx.get(image, timeout=timeout, follow_redirects=True).raise_for_status().content
+        if isinstance(image, str) and not os.path.exists(image):
+            return base64.b64decode("".join(image.removeprefix("data:").rpartition(",")[2].split()), validate=True)
+        return Path(image).read_bytes()
+    except (binascii.Error, FileNotFoundError) as error:
+        raise ValueError(f"There is no picture file at {name[len('the picture '):] or 'the path given'}.") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"Expected a picture file, but {name} is a folder. Give the files in it.") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise ValueError(f"Cannot read {name}: {error}.") from error
 
 
 def _to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image
     if image.mode.startswith("I;16"):
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        image = _to_8_bits(image, 65535)
     elif image.mode in ("I", "F"):
-        samples = np.asarray(image).astype(np.float64)
-        if not np.isfinite(samples).all():
-            raise ValueError("The picture contains NaN or infinite samples.")
-        if samples.max() > 255:
-            samples = samples / 257
-        image = PIL.Image.fromarray(samples.clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
+        # these modes do not say what white is: the smallest usual range that holds the samples
+        brightest = image.getextrema()[1]
+        ranges = [255, 65535, 2**32 - 1] if image.mode == "I" else [1, 255, 65535]
+        image = _to_8_bits(image, next((white for white in ranges if brightest <= white), ranges[-1]))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: "PIL.Image.Image", white: int) -> "PIL.Image.Image":
+    samples = np.asarray(image, dtype=np.float32)
+    _check_finite(samples)
+    return PIL.Image.fromarray((samples * (255 / white)).round().clip(0, 255).astype(np.uint8))
+
+
+def _check_finite(samples: np.ndarray):
+    if not np.isfinite(samples).all():
+        raise ValueError("The picture contains NaN or infinite samples.")
+
+
+def flatten_images(images: ImageInput) -> list:
+    """
+    Make a flat list of one picture, a batch (an array of four dimensions), or nested lists of either.
+    """
+    if isinstance(images, (list, tuple)):
+        return [image for group in images for image in flatten_images(group)]
+    if is_valid_image(images) and not isinstance(images, PIL.Image.Image) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def get_channel_dimension(shape: tuple[int, ...], input_data_format: str | ChannelDimension | None = None) -> int:
+    """
+    Find the channels of an array.
+
+    Args:
+        shape (`tuple[int, ...]`):
+            Shape of an array of three dimensions.
+        input_data_format (`str` or `ChannelDimension`, *optional*):
+            `"channels_first"` or `"channels_last"`. Without, RGB is looked for before RGBA, and RGBA before gray; and
+            each first in front, then at the end.
+
+    Returns:
+        `int`: 0 or 2.
+    """
+    if input_data_format is not None:
+        return 0 if ChannelDimension(input_data_format) == ChannelDimension.FIRST else 2
+    for channels in (3, 4, 1):
+        for dimension in (0, 2):
+            if shape[dimension] == channels:
+                return dimension
+    raise ValueError(
+        f"Cannot tell the channels of a picture of shape {tuple(shape)}. Expected (height, width), or 1, 3 or 4 channels in "
+        "front or at the end."
+    )
+
+
+def get_picture_size(image: ImageInput, input_data_format: str | ChannelDimension | None = None) -> tuple[int, int]:
+    """(height, width) of a PIL image, array or tensor in pixels."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    sides = list(image.shape)
+    if len(sides) == 3:
+        sides.pop(get_channel_dimension(image.shape, input_data_format))
+    if len(sides) != 2 or 0 in sides:
+        raise ValueError(f"Expected a picture with pixels, got an array of shape {tuple(image.shape)}.")
+    return tuple(sides)
 
 
 def get_pyramid_size(height: int, width: int, longest_edge: int, unit: int) -> tuple[int, int]:
@@ -186,31 +278,94 @@ class ScanFormerImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image) for image in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, PIL.Image.Image)):
-            return read_image(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+        if isinstance(image_url_or_urls, (np.ndarray, torch.Tensor)):
+            return image_url_or_urls
+        return read_image(image_url_or_urls)
 
-    def process_image(self, image: ImageInput, **kwargs) -> np.ndarray:
-        if not isinstance(image, PIL.Image.Image):
-            if 0 in image.shape:
-                raise ValueError(f"Cannot ground an expression in a picture of shape {tuple(image.shape)}.")
-            if image.dtype.kind == "f" if isinstance(image, np.ndarray) else image.is_floating_point():
-                if not np.isfinite(np.asarray(image)).all():
-                    raise ValueError("The picture contains NaN or infinite samples.")
-        return super().process_image(image, **kwargs)
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        images = flatten_images(images)
+        if not images:
+            raise ValueError("There are no pictures to process.")
+        return self.fetch_images(images)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        **kwargs,
+    ) -> "PIL.Image.Image | np.ndarray":
+        """
+        Bring a picture into the form that is resized: a PIL image where samples have 8 bits, otherwise a float32 array
+        (height, width, 3), which keeps their precision.
+        """
+        if isinstance(image, PIL.Image.Image):
+            return image
+        get_picture_size(image, input_data_format)
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        if image.dtype.kind not in "uifb":
+            raise ValueError(f"Expected a picture of numbers, got an array of {image.dtype}.")
+        image = image[:, :, None] if image.ndim == 2 else image
+        image = np.moveaxis(image, get_channel_dimension(image.shape, input_data_format), -1)
+        channels = image.shape[-1]
+        if channels not in ((1, 3, 4) if do_convert_rgb else (3,)):
+            raise ValueError(
+                f"Expected a picture of 3 channels, or with `do_convert_rgb` of 1 or 4, got {channels}. If the channels "
+                "were mistaken, name them by `input_data_format`."
+            )
+        if image.dtype == bool:
+            image = image.astype(np.uint8) * 255
+        if image.dtype == np.uint8:
+            return read_image(PIL.Image.fromarray(image[..., 0] if channels == 1 else image))
+
+        image = image.astype(np.float32)
+        _check_finite(image)
+        white = 1 / rescale_factor if do_rescale else 1.0
+        if do_rescale and not -white <= image.min() <= image.max() <= 2 * white:
+            raise ValueError(
+                f"The picture has samples from {image.min():g} to {image.max():g}, but white is {white:g}. Set "
+                "`rescale_factor` to 1 / white, or `do_rescale=False` where white is 1."
+            )
+        if do_rescale and white > 1 and 0 < image.max() <= 1:
+            logger.warning_once(
+                f"A picture has no sample above 1, but white is {white:g}. If it is scaled already, set `do_rescale=False`."
+            )
+        if channels == 4:
+            alpha = image[..., 3:] / white
+            image = alpha * image[..., :3] + (1 - alpha) * white
+        return np.repeat(image, 3, axis=-1) if channels == 1 else image
+
+    def resize(
+        self,
+        image: "PIL.Image.Image | np.ndarray",
+        size: SizeDict,
+        resample: "PILImageResampling | None" = None,
+        **kwargs,
+    ) -> "PIL.Image.Image | np.ndarray":
+        """Resize what `process_image` returned to `size.height` x `size.width`."""
+        if isinstance(image, PIL.Image.Image):
+            return image.resize((size.width, size.height), resample)
+        channels = [PIL.Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0)]
+        return np.stack([channel.resize((size.width, size.height), resample) for channel in channels], axis=-1)
 
     def _validate_preprocess_kwargs(self, size: SizeDict, patch_size: int, num_scales: int, **kwargs):
         super()._validate_preprocess_kwargs(size=size, **kwargs)
+        if patch_size < 1 or num_scales < 1:
+            raise ValueError(f"`patch_size` and `num_scales` must be at least 1, got {patch_size} and {num_scales}.")
         unit = patch_size * 2 ** (num_scales - 1)
-        if kwargs["do_resize"] and (not size.longest_edge or size.longest_edge % unit):
+        if kwargs["do_resize"] and (set(dict(size)) != {"longest_edge"} or size.longest_edge not in range(unit, 2**31, unit)):
             raise ValueError(
-                f"`size['longest_edge']` must be a multiple of patch_size * 2 ** (num_scales - 1) = {unit}, got "
-                f"{dict(size)}."
+                "`size` must be {'longest_edge': pixels}, where pixels is a multiple of patch_size * 2 ** (num_scales - 1) "
+                f"= {unit}, got {dict(size)}."
             )
 
     def _preprocess(
         self,
-        images: list[np.ndarray],
+        images: "list[PIL.Image.Image | np.ndarray]",
         do_resize: bool,
         size: SizeDict,
         resample: "PILImageResampling | None",
@@ -224,18 +379,23 @@ class ScanFormerImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        # rescaling and normalisation in one step: samples * scale + shift
+        std = np.broadcast_to(image_std if do_normalize else 1.0, 3)
+        mean = np.broadcast_to(image_mean if do_normalize else 0.0, 3)
+        scale = ((rescale_factor if do_rescale else 1.0) / std).astype(np.float32)
+        shift = (-mean / std).astype(np.float32)
         pyramids = []
         for image in images:
+            height, width = get_picture_size(image, ChannelDimension.LAST)
             if do_resize:
                 unit = patch_size * 2 ** (num_scales - 1)
-                height, width = get_pyramid_size(*image.shape[-2:], size.longest_edge, unit)
+                height, width = get_pyramid_size(height, width, size.longest_edge, unit)
                 image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
-            if do_rescale:
-                image = self.rescale(image, rescale_factor)
-            if do_normalize:
-                image = self.normalize(image, image_mean, image_std)
-            pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-            pyramids.append(image_pyramid(pixels[None], patch_size, num_scales))
+            # a row of pixels at once: numpy is slow over a last dimension of 3
+            pixels = np.asarray(image).reshape(height, -1) * np.tile(scale, width)
+            pixels += np.tile(shift, width)
+            pixels = torch.from_numpy(pixels).view(1, height, width, 3).permute(0, 3, 1, 2)
+            pyramids.append(image_pyramid(pixels, patch_size, num_scales))
         batch = {name: features.numpy() for name, features in pad_pyramids(pyramids).items()}
         return BatchFeature(data=batch, tensor_type=return_tensors)
 
@@ -267,23 +427,23 @@ class ScanFormerImageProcessor(PilBackend):
             ValueError: if the numbers of boxes, sizes and expressions differ.
         """
         batch_size = len(outputs.pred_boxes)
+        text = [text] if isinstance(text, str) else text
         if len(target_sizes) != batch_size or (text is not None and len(text) != batch_size):
             raise ValueError(
                 f"Got {batch_size} boxes, {len(target_sizes)} target sizes and "
                 f"{'no' if text is None else len(text)} expressions; there must be one of each per pair."
             )
-        sizes = torch.as_tensor(target_sizes, dtype=torch.float64).to(outputs.pred_boxes.device)
-        height, width = sizes.unbind(1)
-        limits = torch.stack([width, height, width, height], dim=1)
-        boxes = center_to_corners(outputs.pred_boxes.to(limits.dtype)) * limits
-        boxes = boxes.clamp(min=0).minimum(limits).to(torch.float32)
-        kept = outputs.scores >= (-math.inf if threshold is None else threshold)
-        return [
-            {"boxes": box[keep], "scores": score[keep], "text": expression}
-            for box, score, keep, expression in zip(
-                boxes[:, None], outputs.scores[:, None], kept[:, None], text or [None] * batch_size
-            )
-        ]
+        sizes = torch.stack([torch.as_tensor(size, dtype=torch.float32) for size in target_sizes])
+        if sizes.shape != (batch_size, 2):
+            raise ValueError(f"`target_sizes` must hold (height, width) of every picture, got {target_sizes}.")
+        limits = sizes.to(outputs.pred_boxes.device)[:, [1, 0, 1, 0]]  # width, height, width, height
+        boxes = center_to_corners(outputs.pred_boxes.float()) * limits
+        boxes = boxes.clamp(min=0).minimum(limits)
+        results = []
+        for box, score, expression in zip(boxes, outputs.scores, text or [None] * batch_size):
+            keep = int(threshold is None or bool(score >= threshold))
+            results.append({"boxes": box[None, :][:keep], "scores": score[None][:keep], "text": expression})
+        return results
 
     def post_process_object_detection(
         self, outputs, threshold: float = 0.0, target_sizes: "torch.Tensor | list[tuple[int, int]] | None" = None
@@ -307,7 +467,7 @@ class ScanFormerImageProcessor(PilBackend):
             target_sizes = [(1, 1)] * len(outputs.pred_boxes)
         results = self.post_process_visual_grounding(outputs, target_sizes, threshold)
         return [
-            {"boxes": r["boxes"], "scores": r["scores"], "labels": torch.zeros(len(r["scores"]), dtype=torch.long)}
+            {"boxes": r["boxes"], "scores": r["scores"], "labels": torch.zeros_like(r["scores"], dtype=torch.long)}
             for r in results
         ]
 

@@ -100,7 +100,7 @@ def balanced_relevance_loss(logits: torch.Tensor, relevant: torch.Tensor, offere
         `torch.Tensor` of shape `(batch_size,)`.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(logits, relevant.to(logits.dtype), reduction="none")
-    loss = torch.zeros_like(losses[:, 0])
+    loss = losses.new_zeros(len(losses))
     for group in (offered & relevant, offered & ~relevant):
         loss = loss + losses.where(group, 0).sum(1) / group.sum(1).clamp(min=1) / 2
     return loss

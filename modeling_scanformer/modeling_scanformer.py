@@ -19,11 +19,12 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings
 from .generation_scanformer import ScanFormerGenerationConfig, ScanFormerGenerationMixin
 from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
 from .loss_scanformer import visual_grounding_loss
@@ -33,59 +34,10 @@ from .scan_scanformer import ScaleReading, Scan
 from .selection_scanformer import Selection, select_all, select_children
 
 
+logger = logging.get_logger(__name__)
+
 # A new selection head gives every patch this logit, so that everything is read until training has learned what not to.
 INITIAL_SELECTION_LOGIT = 2.0
-
-
-class ScanFormerTextEmbeddings(nn.Module):
-    """BERT's embeddings of word pieces and positions."""
-
-    def __init__(self, config: ScanFormerConfig):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        embeddings = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-        return self.dropout(self.layernorm(embeddings))
-
-
-class ScanFormerPatchEmbeddings(nn.Module):
-    """Linear projection of patches, plus the position of each in its image and its scale."""
-
-    def __init__(self, config: ScanFormerConfig):
-        super().__init__()
-        self.grid_size = config.position_grid_size
-        self.projection = nn.Linear(3 * config.patch_size**2, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.position_grid_size**2, config.hidden_size)
-        self.scale_embeddings = nn.Embedding(config.num_scales, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def interpolate_positions(self, indices: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """
-        Learned positions, interpolated bilinearly to each image's grid (as `nn.functional.interpolate` with
-        `align_corners=True` does), evaluated at the given patches only. A bilinear weight is a product of two hat
-        functions, one of the row and one of the column.
-        """
-        rows, columns = grid[:, :1], grid[:, 1:]
-        table = self.position_embeddings.weight
-        nodes = torch.arange(self.grid_size, device=indices.device)
-
-        def hat(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-            # float64 costs nothing at this size, and keeps the nodes of long grids exact
-            position = position.double() * (self.grid_size - 1) / (length - 1).clamp(min=1)
-            return (1 - (position[..., None] - nodes).abs()).clamp(min=0).to(table.dtype)
-
-        weights = hat(indices // columns, rows)[..., :, None] * hat(indices % columns, columns)[..., None, :]
-        return weights.flatten(2) @ table  # (batch_size, num_patches, hidden_size)
-
-    def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
-        embeddings = self.projection(patches.to(self.projection.weight.dtype))
-        embeddings = embeddings + self.interpolate_positions(indices, grid) + self.scale_embeddings.weight[scale]
-        return self.dropout(embeddings)
 
 
 class ScanFormerSelectionHead(nn.Module):
@@ -210,20 +162,19 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         if kwargs.get("output_hidden_states", self.config.output_hidden_states):
             scan.hidden_states = {}
         if kwargs.get("output_attentions", self.config.output_attentions):
-            if self.config._attn_implementation != "eager":
-                raise ValueError(
-                    "`output_attentions=True` needs the attention implementation that keeps its weights. Call "
-                    "`model.set_attn_implementation('eager')` first."
+            if self.config._attn_implementation == "eager":
+                scan.attentions = {}
+            else:
+                logger.warning_once(
+                    "`output_attentions=True` needs the attention implementation that keeps its weights: no attentions "
+                    "are returned. Call `model.set_attn_implementation('eager')` first."
                 )
-            scan.attentions = {}
         while not scan.finished:
             self.read_scale(scan)
         self.encode_pending(scan)
         return self.assemble_output(scan)
 
-    def encode_text(
-        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
-    ) -> ScanCache:
+    def encode_text(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None) -> ScanCache:
         """
         Read expressions once, to ground them in many images.
 
@@ -239,9 +190,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         cache = ScanCache()
         hidden_states = self._embed_text(input_ids, attention_mask, cache)
         for index, layer in enumerate(self.layers):
-            hidden_states, keys, values, _ = layer(
-                hidden_states, None, None, cache.key_bias, [hidden_states.shape[1]]
-            )
+            hidden_states, keys, values, _ = layer(hidden_states, None, None, cache.key_bias, [hidden_states.shape[1]])
             cache.update(keys, values, index)
         return cache
 
@@ -514,9 +463,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
     def set_input_embeddings(self, value: nn.Embedding):
         self.model.set_input_embeddings(value)
 
-    def encode_text(
-        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
-    ) -> ScanCache:
+    def encode_text(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None) -> ScanCache:
         """See [`ScanFormerModel.encode_text`]."""
         return self.model.encode_text(input_ids, attention_mask)
 

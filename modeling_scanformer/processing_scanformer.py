@@ -87,7 +87,9 @@ class ScanFormerProcessor(ProcessorMixin):
         if text is not None:
             self._check_length([features["input_ids"]] if unbatched else features["input_ids"])
         if boxes is not None:
-            sizes = [get_image_size(self.image_processor.process_image(image, do_convert_rgb=True)) for image in images]
+            sizes = [
+                get_image_size(self.image_processor.process_image(image, do_convert_rgb=True)) for image in images
+            ]
             labels = self.boxes_to_labels([boxes] if _is_box(boxes) else boxes, sizes)
             features["labels"] = labels if kwargs.get("return_tensors") == "pt" else labels.numpy()
         return features

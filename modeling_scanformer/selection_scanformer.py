@@ -75,7 +75,12 @@ def child_indices(indices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def select_children(
-    parents: Selection, logits: torch.Tensor, columns: torch.Tensor, patch_mask: torch.Tensor, threshold: float, gated: bool
+    parents: Selection,
+    logits: torch.Tensor,
+    columns: torch.Tensor,
+    patch_mask: torch.Tensor,
+    threshold: float,
+    gated: bool,
 ) -> Selection:
     """
     Select the children whose informativeness exceeds the threshold.

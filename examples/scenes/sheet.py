@@ -28,7 +28,7 @@ from .levels import LEVELS, SPLITS
 
 
 CELL = 300
-CAPTION = 42
+CAPTION = 54
 FRAME = (255, 0, 200)
 
 

@@ -1,0 +1,73 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Embeddings of text and patches."""
+
+import torch
+from torch import nn
+
+from .configuration_scanformer import ScanFormerConfig
+
+
+class ScanFormerTextEmbeddings(nn.Module):
+    """BERT's embeddings of word pieces and positions."""
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        embeddings = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(self.layernorm(embeddings))
+
+
+class ScanFormerPatchEmbeddings(nn.Module):
+    """Linear projection of patches, plus the position of each in its image and its scale."""
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        self.grid_size = config.position_grid_size
+        self.projection = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.position_grid_size**2, config.hidden_size)
+        self.scale_embeddings = nn.Embedding(config.num_scales, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolate_positions(self, indices: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """
+        Learned positions, interpolated bilinearly to each image's grid (as `nn.functional.interpolate` with
+        `align_corners=True` does), evaluated at the given patches only. A bilinear weight is a product of two hat
+        functions, one of the row and one of the column.
+        """
+        rows, columns = grid[:, :1], grid[:, 1:]
+        table = self.position_embeddings.weight
+        nodes = torch.arange(self.grid_size, device=indices.device)
+
+        def hat(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+            # float64 costs nothing at this size, and keeps the nodes of long grids exact
+            position = position.double() * (self.grid_size - 1) / (length - 1).clamp(min=1)
+            return (1 - (position[..., None] - nodes).abs()).clamp(min=0).to(table.dtype)
+
+        weights = hat(indices // columns, rows)[..., :, None] * hat(indices % columns, columns)[..., None, :]
+        return weights.flatten(2) @ table  # (batch_size, num_patches, hidden_size)
+
+    def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
+        embeddings = self.projection(patches.to(self.projection.weight.dtype))
+        embeddings = embeddings + self.interpolate_positions(indices, grid) + self.scale_embeddings.weight[scale]
+        return self.dropout(embeddings)
+
+
+__all__ = ["ScanFormerPatchEmbeddings", "ScanFormerTextEmbeddings"]

@@ -1,0 +1,76 @@
+"""A tiny model with lively weights, and ragged inputs for it."""
+
+import torch
+
+from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, image_pyramid, pad_pyramids
+
+
+def tiny_config(**options) -> ScanFormerConfig:
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "selection_layer": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 12,
+        "patch_size": 2,
+        "num_scales": 3,
+        "position_grid_size": 5,
+    }
+    return ScanFormerConfig(**{**sizes, **options})
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> ScanFormerForVisualGrounding:
+    """In evaluation mode. The weights are large enough that selection, boxes and gradients depend on everything."""
+    torch.manual_seed(seed)
+    model = ScanFormerForVisualGrounding(tiny_config(**options))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "embeddings" not in name:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif "embeddings" in name and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    if model.config.num_scales > 1:
+        torch.nn.init.normal_(model.model.constant_token.weight)
+        torch.nn.init.normal_(model.model.selection_head.classifier.weight, std=0.3)
+        torch.nn.init.zeros_(model.model.selection_head.classifier.bias)
+    return model.to(dtype).eval()
+
+
+def tiny_inputs(
+    config: ScanFormerConfig, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
+    """Three pictures of different shapes with expressions of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = config.patch_size * 2 ** (config.num_scales - 1)
+    pyramids = []
+    for rows, columns in ((2, 3), (3, 1), (1, 1)):
+        pixels = torch.randn(1, 3, rows * unit, columns * unit, generator=generator, dtype=dtype)
+        pyramids.append(image_pyramid(pixels, config.patch_size, config.num_scales))
+    input_ids = torch.randint(1, config.vocab_size, (3, 7), generator=generator)
+    attention_mask = (torch.arange(7) < torch.tensor([[4], [7], [2]])).long()
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask, **pad_pyramids(pyramids)}
+
+
+def tiny_labels(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor([[0.5, 0.4, 0.3, 0.4], [0.2, 0.7, 0.2, 0.3], [0.6, 0.6, 0.7, 0.5]], dtype=dtype)
+
+
+def take_row(inputs: dict[str, torch.Tensor], row: int, num_scales: int) -> dict[str, torch.Tensor]:
+    """One sample of a batch, without the padding that the others forced on it."""
+    mask = inputs["attention_mask"][row].bool()
+    single = {name: inputs[name][row : row + 1, mask] for name in ("input_ids", "attention_mask")}
+    real = inputs["pixel_attention_mask"][row].bool()
+    single["pixel_values"] = inputs["pixel_values"][row : row + 1, real]
+    single["pixel_attention_mask"] = inputs["pixel_attention_mask"][row : row + 1, real]
+    single["spatial_shapes"] = inputs["spatial_shapes"][row : row + 1]
+    return single
+
+
+def dense_logits(outputs, scale: int, row: int, num_patches: int) -> torch.Tensor:
+    """Selection logits of a sample in the order of its patches; NaN where a patch was not read."""
+    indices = outputs.patch_indices[scale][row]
+    logits = outputs.selection_logits[scale][row]
+    dense = torch.full((num_patches, 4), torch.nan, dtype=logits.dtype)
+    dense[indices[indices >= 0]] = logits[indices >= 0]
+    return dense
