@@ -132,6 +132,16 @@ class ScanFormerConfig(PreTrainedConfig):
                 "dropout mask for all unselected patches, so it no longer equals them exactly."
             )
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The checkpoint is of model type '{model_type}', not '{cls.model_type}'. Load it with the classes of "
+                f"'{model_type}', or convert it first."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_architecture(self):
         """Validates that the sizes fit together. Called by the strict dataclass after initialisation."""
         if self.hidden_size % self.num_attention_heads != 0:

@@ -59,7 +59,7 @@ class ScanFormerGenerationConfig(GenerationConfig):
         self.validate()
 
     def validate(self, **unused_kwargs):
-        if self.max_scales is not None and (not isinstance(self.max_scales, int) or self.max_scales < 1):
+        if self.max_scales is not None and (type(self.max_scales) is not int or self.max_scales < 1):
             raise ValueError(f"`max_scales` must be a positive integer, got {self.max_scales!r}.")
         for name in ("selection_threshold", "stopping_score"):
             value = getattr(self, name)
@@ -139,6 +139,8 @@ class ScanFormerGenerationMixin:
             ValueError: for unknown arguments, senseless options, or inputs that do not fit together.
         """
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
+        if not isinstance(config, ScanFormerGenerationConfig):
+            raise ValueError(f"Expected a ScanFormerGenerationConfig, got a {type(config).__name__}.")
         unknown = sorted(set(kwargs) - set(OPTIONS))
         if unknown:
             raise ValueError(

@@ -83,7 +83,7 @@ def read_image(image: "str | os.PathLike | PIL.Image.Image", timeout: float | No
     if not isinstance(image, (str, os.PathLike, PIL.Image.Image)):
         raise ValueError(f"Expected a picture as path, URL, base64 string or PIL image, got {type(image).__name__}.")
     opened = isinstance(image, PIL.Image.Image)
-    name = "the picture" if opened or len(os.fspath(image)) > 500 else f"the picture {os.fspath(image)!r}"
+    name = "the picture" if opened or len(os.fspath(image)) > 255 else f"the picture {os.fspath(image)!r}"
     # everything is read at once, so no file stays open
     source = image if opened else BytesIO(_read_bytes(image, name, timeout))
     try:
@@ -114,10 +114,13 @@ def _read_bytes(image: str | os.PathLike, name: str, timeout: float | None) -> b
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             return httpx.get(image, timeout=timeout, follow_redirects=True).raise_for_status().content
         if isinstance(image, str) and not os.path.exists(image):
-            return base64.b64decode("".join(image.removeprefix("data:").rpartition(",")[2].split()), validate=True)
+            content = base64.b64decode("".join(image.rpartition(",")[2].split()), validate=True)
+            if len(content) < 32:  # no picture is that small: a file name that happens to be base64
+                raise FileNotFoundError
+            return content
         return Path(image).read_bytes()
     except (binascii.Error, FileNotFoundError) as error:
-        raise ValueError(f"There is no picture file at {name[len('the picture '):] or 'the path given'}.") from error
+        raise ValueError(f"Cannot find {name}: there is no such file.") from error
     except IsADirectoryError as error:
         raise ValueError(f"Expected a picture file, but {name} is a folder. Give the files in it.") from error
     except (httpx.HTTPError, OSError) as error:
@@ -357,7 +360,8 @@ class ScanFormerImageProcessor(PilBackend):
         if patch_size < 1 or num_scales < 1:
             raise ValueError(f"`patch_size` and `num_scales` must be at least 1, got {patch_size} and {num_scales}.")
         unit = patch_size * 2 ** (num_scales - 1)
-        if kwargs["do_resize"] and (set(dict(size)) != {"longest_edge"} or size.longest_edge not in range(unit, 2**31, unit)):
+        sized = set(dict(size)) == {"longest_edge"} and size.longest_edge > 0 and size.longest_edge % unit == 0
+        if kwargs["do_resize"] and not sized:
             raise ValueError(
                 "`size` must be {'longest_edge': pixels}, where pixels is a multiple of patch_size * 2 ** (num_scales - 1) "
                 f"= {unit}, got {dict(size)}."

@@ -14,6 +14,7 @@
 """PyTorch ScanFormer model."""
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -40,6 +41,10 @@ logger = logging.get_logger(__name__)
 INITIAL_SELECTION_LOGIT = 2.0
 
 
+class ScanFormerSelectionClassifier(nn.Linear):
+    """A class of its own, because Transformers lets `_init_weights` see only modules that hold parameters themselves."""
+
+
 class ScanFormerSelectionHead(nn.Module):
     """Informativeness of the 2 x 2 children of a patch, as 4 logits, from Encoder1's output."""
 
@@ -48,7 +53,7 @@ class ScanFormerSelectionHead(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.classifier = nn.Linear(config.hidden_size, 4)
+        self.classifier = ScanFormerSelectionClassifier(config.hidden_size, 4)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.activation_fn(self.dense(self.layernorm(hidden_states))))
@@ -87,8 +92,27 @@ class ScanFormerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, ScanFormerSelectionHead):
-            init.constant_(module.classifier.bias, INITIAL_SELECTION_LOGIT)
+        if isinstance(module, ScanFormerSelectionClassifier):
+            init.constant_(module.bias, INITIAL_SELECTION_LOGIT)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
+        """
+        As in every model, but pickled weights are read only on demand (`use_safetensors=False`).
+
+        Raises:
+            OSError: if the weights are missing or damaged.
+            ValueError: if the checkpoint is of another model type.
+        """
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, use_safetensors=use_safetensors, **kwargs
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights (model.safetensors) of {pretrained_model_name_or_path} are damaged: {error}. Copy or download "
+                "them again."
+            ) from error
 
 
 class ScanFormerModel(ScanFormerPreTrainedModel):

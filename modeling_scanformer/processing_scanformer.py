@@ -13,12 +13,17 @@
 # limitations under the License.
 """Image/Text processor class for ScanFormer."""
 
+import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, get_image_size, make_flat_list_of_images
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
-from .image_processing_scanformer import ScanFormerImageProcessor
+from .image_processing_scanformer import ScanFormerImageProcessor, flatten_images, get_picture_size
+
+
+# Rounding puts many annotated boxes, COCO's for one, a fraction of a pixel outside of their picture.
+ROUNDING = 0.5
 
 
 class ScanFormerProcessor(ProcessorMixin):
@@ -69,38 +74,52 @@ class ScanFormerProcessor(ProcessorMixin):
             ValueError: for an empty or over-long expression, unequal numbers of pictures, expressions and boxes, a box
                 without area or outside its picture, or a picture that cannot be read.
         """
-        if images is not None:
-            images = make_flat_list_of_images(self.image_processor.fetch_images(images))
-        single = isinstance(text, str)
-        if text is not None:
-            text = self._check_text(text)
-        if images is not None and text is not None and len(images) != len(text):
-            raise ValueError(
-                f"Got {len(images)} pictures but {len(text)} expressions. They are read in pairs: repeat a picture for "
-                "every expression, or an expression for every picture."
-            )
+        # what is cheap to check comes before what takes time
+        if images is None and text is None:
+            raise ValueError("There is nothing to process: give `images`, `text`, or both.")
         if boxes is not None and images is None:
             raise ValueError("`boxes` need the pictures they belong to.")
+        unbatched = isinstance(text, str) and images is None
+        images = None if images is None else flatten_images(images)
+        text = None if text is None else self._check_text(text)
+        boxes = None if boxes is None else _as_list(boxes)
+        for name, pairs in {"expressions": text, "boxes": boxes}.items():
+            if images is not None and pairs is not None and len(images) != len(pairs):
+                raise ValueError(
+                    f"Got {len(images)} pictures but {len(pairs)} {name}. They are read in pairs: repeat a picture for every "
+                    "expression, or an expression for every picture; the box is `None` where nothing fits."
+                )
 
-        unbatched = single and images is None and kwargs.get("return_tensors") is None
-        features = super().__call__(images=images, text=text[0] if unbatched else text, **kwargs)
+        kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        features = {}
         if text is not None:
+            unbatched = unbatched and kwargs["text_kwargs"].get("return_tensors") is None
+            features.update(self.tokenizer(text[0] if unbatched else text, **kwargs["text_kwargs"]))
             self._check_length([features["input_ids"]] if unbatched else features["input_ids"])
-        if boxes is not None:
-            sizes = [
-                get_image_size(self.image_processor.process_image(image, do_convert_rgb=True)) for image in images
-            ]
-            labels = self.boxes_to_labels([boxes] if _is_box(boxes) else boxes, sizes)
-            features["labels"] = labels if kwargs.get("return_tensors") == "pt" else labels.numpy()
-        return features
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+            if boxes is not None:
+                channels = kwargs["images_kwargs"].get("input_data_format")
+                labels = self.boxes_to_labels(boxes, [get_picture_size(image, channels) for image in images])
+            features.update(self.image_processor(images, **kwargs["images_kwargs"]))
+            if boxes is not None:
+                features["labels"] = labels.numpy()
+        return BatchFeature(features, tensor_type=kwargs["text_kwargs"].get("return_tensors"))
 
     @staticmethod
     def _check_text(text: str | list[str]) -> list[str]:
-        text = [text] if isinstance(text, str) else list(text)
+        try:
+            text = [text] if isinstance(text, str) else list(text)
+        except TypeError as error:
+            raise ValueError(f"Expected an expression or a list of them, got a {type(text).__name__}.") from error
+        if not text:
+            raise ValueError("There are no expressions to process.")
         for index, expression in enumerate(text):
             if not isinstance(expression, str):
                 raise ValueError(f"Expression {index} is a {type(expression).__name__}, not a string.")
-            if not expression.strip():
+            if any("\ud800" <= character <= "\udfff" for character in expression):
+                raise ValueError(f"Expression {index} is not valid Unicode: it has half of a surrogate pair.")
+            if not any(character.isprintable() and not character.isspace() for character in expression):
                 raise ValueError(f"Expression {index} is empty. Say which object is meant.")
         return text
 
@@ -127,7 +146,8 @@ class ScanFormerProcessor(ProcessorMixin):
             row of NaN where nothing fits.
 
         Raises:
-            ValueError: if the numbers differ, or a box has no area, is not finite, or lies outside its picture.
+            ValueError: if the numbers differ, or a box has no area, is not finite, or lies outside its picture by more
+                than half a pixel.
         """
         if len(boxes) != len(target_sizes):
             raise ValueError(f"Got {len(boxes)} boxes but {len(target_sizes)} pictures.")
@@ -136,11 +156,16 @@ class ScanFormerProcessor(ProcessorMixin):
             if box is None:
                 labels.append([float("nan")] * 4)
                 continue
-            x0, y0, x1, y1 = (float(value) for value in box)
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            try:
+                x0, y0, x1, y1 = (float(value) for value in box)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Box {index}, {box}, is not four numbers (x0, y0, x1, y1).") from error
+            inside = min(x0, y0) >= -ROUNDING and x1 <= width + ROUNDING and y1 <= height + ROUNDING
+            x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+            if not (inside and x0 < x1 and y0 < y1):
                 raise ValueError(
-                    f"Box {index}, ({x0:g}, {y0:g}, {x1:g}, {y1:g}), is not a box (x0, y0, x1, y1) within its picture of "
-                    f"{width} x {height} pixels."
+                    f"Box {index}, {box}, is not a box (x0, y0, x1, y1) within its picture of {width} x {height} pixels. "
+                    "If it is (x, y, width, height), as in COCO, give (x, y, x + width, y + height)."
                 )
             labels.append([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
         return torch.tensor(labels, dtype=torch.float32)
@@ -154,8 +179,11 @@ class ScanFormerProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask"] + self.image_processor.model_input_names
 
 
-def _is_box(boxes) -> bool:
-    return len(boxes) == 4 and all(not hasattr(value, "__len__") and value is not None for value in boxes)
+def _as_list(boxes) -> list:
+    """A list of boxes, also of a single one."""
+    boxes = boxes.tolist() if hasattr(boxes, "tolist") else list(boxes)
+    is_box = len(boxes) == 4 and all(np.ndim(value) == 0 and value is not None for value in boxes)
+    return [boxes] if is_box else boxes
 
 
 __all__ = ["ScanFormerProcessor"]

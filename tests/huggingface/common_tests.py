@@ -16,9 +16,9 @@ Hugging Face's own common tests, taken from the source distribution of the insta
 They are kept in the ignored folder `.cache`.
 """
 
+import functools
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -63,25 +63,34 @@ def import_common_tests(name: str) -> ModuleType:
     """
     Import a module of Transformers' tests/. Where it can't be had, the test module asking is skipped; in CI it fails.
     """
-    try:
-        folder = _unpacked_tests()
-    except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
-        details = getattr(error, "stderr", None) or error
-        reason = f"The source distribution of {NAME} with the common tests can't be had: {details}"
+    problem = _install_package()
+    if problem is not None:
+        reason = f"The source distribution of {NAME} with the common tests can't be had: {problem}"
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)
-    if PACKAGE not in sys.modules:
-        package = ModuleType(PACKAGE)
-        package.__path__ = [str(folder)]
-        sys.modules[PACKAGE] = package
-        for stand_in, attributes in STAND_INS.items():
-            sys.modules[stand_in] = ModuleType(stand_in)
-            vars(sys.modules[stand_in]).update(attributes)
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-def _unpacked_tests() -> Path:
+@functools.cache
+def _install_package() -> str | None:
+    """Make the package importable, or say why not: once, because waiting for a network takes long."""
+    try:
+        folder = _unpack_tests()
+    except subprocess.CalledProcessError as error:
+        return error.stderr.strip().splitlines()[-1]
+    except (OSError, subprocess.TimeoutExpired, tarfile.TarError) as error:
+        return str(error)
+    package = ModuleType(PACKAGE)
+    package.__path__ = [str(folder)]
+    sys.modules[PACKAGE] = package
+    for name, attributes in STAND_INS.items():
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(attributes)
+    return None
+
+
+def _unpack_tests() -> Path:
     folder = CACHE / f"{NAME}-tests"
     CACHE.mkdir(exist_ok=True)
     # several pytest-xdist workers may come here at once
@@ -106,5 +115,5 @@ def _source_distribution() -> Path:
             command += ["--no-build-isolation", "--retries", "1", "--dest", download]
             command += [f"transformers=={transformers.__version__}"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            shutil.move(Path(download, archive.name), archive)
+            Path(download, archive.name).rename(archive)
     return archive

@@ -1,3 +1,16 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Accuracy of visual grounding, as a metric of the `evaluate` library."""
 
 import datasets
@@ -43,6 +56,50 @@ def pairwise_iou(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.divide(area(overlap), union, out=np.zeros(len(union)), where=union > 0)
 
 
+def accuracy(iou: np.ndarray) -> dict[str, float | None]:
+    """The metric of IoUs of shape `(num_pairs,)`; `None` where there is no pair."""
+    if len(iou) == 0:
+        return {"acc@0.5": None, "acc@0.5:0.95": None, "mean_iou": None}
+    reached = iou[:, None] >= _THRESHOLDS - _TOLERANCE
+    return {
+        "acc@0.5": float(reached[:, 0].mean()),
+        "acc@0.5:0.95": float(reached.mean()),
+        "mean_iou": float(iou.mean()),
+    }
+
+
+def no_target_accuracy(iou: np.ndarray, scores: np.ndarray, has_target: np.ndarray, threshold: float) -> dict:
+    """
+    How well a model tells that nothing fits, which it says by a score below a threshold: the measures of gRefCOCO
+    (GREC, arXiv 2308.16182) for at most one target and one box.
+
+    Args:
+        iou, scores (`np.ndarray` of shape `(num_samples,)`):
+            IoU of the predicted box with the true one, any number where there is none; score of the predicted box.
+        has_target (`np.ndarray` of shape `(num_samples,)`):
+            Whether anything fits.
+        threshold (`float`):
+            A box counts as given from this score on.
+
+    Returns:
+        `dict`: `n_acc`, the share of samples without target for which no box is given; `t_acc`, the share of samples
+        with target for which one is; `f1` of all boxes given, right with an IoU of at least 0.5; `pr@(f1=1)`, the share of
+        samples answered without fault. `None` where there are no such samples.
+    """
+    given = scores >= threshold
+    right = given & has_target & (iou >= _THRESHOLDS[0] - _TOLERANCE)
+
+    def share(values):
+        return float(values.mean()) if len(values) else None
+
+    return {
+        "n_acc": share(~given[~has_target]),
+        "t_acc": share(given[has_target]),
+        "f1": float(2 * right.sum() / max(given.sum() + has_target.sum(), 1)),
+        "pr@(f1=1)": share(np.where(has_target, right, ~given)),
+    }
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class VisualGrounding(evaluate.Metric):
     def _info(self):
@@ -55,10 +112,4 @@ class VisualGrounding(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        iou = pairwise_iou(predictions, references)
-        reached = iou[:, None] >= _THRESHOLDS - _TOLERANCE
-        return {
-            "acc@0.5": float(reached[:, 0].mean()),
-            "acc@0.5:0.95": float(reached.mean()),
-            "mean_iou": float(iou.mean()),
-        }
+        return accuracy(pairwise_iou(predictions, references))
