@@ -18,13 +18,7 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-
-class PictureError(Exception):
-    """A picture that can't be had. `kind` is what is counted, the text says the rest."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
+from .rec_formats.records import RecordError
 
 
 class PictureSource:
@@ -70,9 +64,9 @@ class PictureSource:
         # a source may know more folders than were unpacked, so an end that fits comes first but isn't demanded
         found = [path for path in paths if f"/{path}".endswith(f"/{name}")] or paths
         if not found:
-            raise PictureError("missing picture", f"{self.path} has no picture {name}")
+            raise RecordError("missing picture", f"{self.path} has no picture {name}")
         if len(found) > 1:
-            raise PictureError("two pictures with one name", f"{self.path} has {' and '.join(found)} for {name}")
+            raise RecordError("two pictures with one name", f"{self.path} has {' and '.join(found)} for {name}")
         return found[0]
 
     def read(self, name: str) -> bytes:
@@ -81,4 +75,4 @@ class PictureSource:
             return (self.path / path).read_bytes() if self.archive is None else self.archive.read(path)
         # zlib.error and struct.error come through as they are
         except Exception as error:
-            raise PictureError("broken picture", f"{self.path} does not give up {path}: {error}") from error
+            raise RecordError("broken picture", f"{self.path} does not give up {path}: {error}") from error

@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from modeling_scanformer import ScanFormerProcessor
 from modeling_scanformer.image_processing_scanformer import read_image
+from modeling_scanformer.processing_scanformer import ROUNDING
 
 
 logger = logging.get_logger(__name__)
@@ -38,8 +39,9 @@ SIZE_COLUMNS = ("width", "height")
 ID_COLUMNS = ("image_id", "ref_id", "sentence_id")
 GROUP_COLUMNS = ("expression_type", "category")
 
-# Boxes drawn by hand, or summed up from x and width, end up to a pixel beyond their picture: no reason to refuse them.
-BOX_TOLERANCE = 1.0
+# testA-00000-of-00002
+SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
+
 # So many faults are shown at once.
 SHOWN_PROBLEMS = 5
 
@@ -94,6 +96,7 @@ def load_grounding_dataset(
     seed: int = 0,
     num_samples: int | None = None,
     level: str = "standard",
+    expressions_per_scene: int = 1,
     on_error: str = "stop",
 ) -> GroundingDataset:
     """
@@ -115,6 +118,8 @@ def load_grounding_dataset(
             Number of rows to take from the start. Needed for Scenes, which has no end.
         level (`str`, *optional*, defaults to `"standard"`):
             Level of Scenes.
+        expressions_per_scene (`int`, *optional*, defaults to 1):
+            Consecutive samples of Scenes about one picture.
         on_error (`str`, *optional*, defaults to `"stop"`):
             `"skip"` leaves out rows with senseless boxes or expressions; `"stop"` raises an error that names them.
 
@@ -124,7 +129,7 @@ def load_grounding_dataset(
     if on_error not in ("stop", "skip"):
         raise DataError(f"`on_error` must be 'stop' or 'skip', got {on_error!r}.")
     if name == "scenes":
-        return _load_scenes(split, seed, num_samples, level)
+        return _load_scenes(split, seed, num_samples, level, expressions_per_scene)
     rows = _load_rows(name, split, config)
     if num_samples is not None:
         rows = rows.select(range(min(num_samples, len(rows))))
@@ -138,11 +143,13 @@ def load_grounding_dataset(
     return GroundingDataset(rows, indices, problems)
 
 
-def _load_scenes(split: str, seed: int, num_samples: int | None, level: str) -> GroundingDataset:
+def _load_scenes(
+    split: str, seed: int, num_samples: int | None, level: str, expressions_per_scene: int
+) -> GroundingDataset:
     if num_samples is None:
         raise DataError("Scenes has no end: say how many samples to take of it.")
     try:
-        rows = ScenesDataset(split=split, seed=seed, num_samples=num_samples, level=level)
+        rows = ScenesDataset(split, seed, num_samples, level, expressions_per_scene=expressions_per_scene)
     except ValueError as error:
         raise DataError(f"Cannot make Scenes: {error}.") from error
     return GroundingDataset(rows, range(num_samples))
@@ -154,7 +161,8 @@ def _load_rows(name: str, split: str, config: str | None) -> datasets.Dataset:
     except DataError:
         raise
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"Cannot load split {split!r} of the data set {name!r}: {error}") from error
+        hint = "" if Path(name).is_dir() else ", and there is no such folder"
+        raise DataError(f"Cannot load split {split!r} of the data set {name!r}: {error}{hint}") from error
     missing = [column for column in COLUMNS if column not in rows.column_names]
     if missing:
         raise DataError(
@@ -185,12 +193,7 @@ def _load_folder(folder: Path, split: str, config: str | None) -> datasets.Datas
     files = splits.get(split) or splits.get(split.replace("-", "_"))
     if files is None:
         raise DataError(f"The data set {folder} has no split {split!r}; it has {sorted(splits)}.")
-    parents = sorted({str(file.parent.relative_to(folder)) for file in files})
-    if len(parents) > 1:
-        raise DataError(
-            f"Split {split!r} of the data set {folder} lies in several folders, {parents}: name one of them as the "
-            "data set's configuration."
-        )
+    _check_shards(folder, split, files)
     return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
 
 
@@ -200,17 +203,33 @@ def find_parquet_splits(folder: Path) -> dict[str, list[Path]]:
     folder named data, and takes it for train elsewhere.
     """
     splits: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
-        folders = [part for part in file.relative_to(folder).parts[:-1] if part != "data"]
+    root = folder / "data" if (folder / "data").is_dir() else folder
+    for file in sorted(root.rglob("*.parquet")):
+        folders = file.relative_to(root).parts[:-1]
         if any(part.startswith(".") for part in folders):
             continue
-        shard = re.fullmatch(r"(.+)-\d+-of-\d+", file.stem)
+        shard = SHARD.fullmatch(file.stem)
         if shard:
             split = shard[1]
         else:
             split = folders[-1] if folders else re.sub(r"[-_.]?\d+$", "", file.stem)
         splits.setdefault(split or "train", []).append(file)
     return splits
+
+
+def _check_shards(folder: Path, split: str, files: list[Path]):
+    parents = sorted({str(file.parent.relative_to(folder)) for file in files})
+    if len(parents) > 1:
+        raise DataError(
+            f"Split {split!r} of the data set {folder} lies in several folders, {parents}: name one of them as the "
+            "data set's configuration."
+        )
+    shards = [SHARD.fullmatch(file.stem) for file in files]
+    if all(shards) and any(int(shard[2]) != len(shards) for shard in shards):
+        raise DataError(
+            f"Split {split!r} of the data set {folder} is not whole: it has {len(files)} files, "
+            f"but {files[0].name} says another number."
+        )
 
 
 def find_problems(rows: datasets.Dataset) -> list[Problem]:
@@ -230,7 +249,8 @@ def find_problems(rows: datasets.Dataset) -> list[Problem]:
 def find_expression_problem(expression) -> str | None:
     if not isinstance(expression, str):
         return f"{expression!r} is not a text"
-    return None if expression.strip() else "the expression is empty"
+    visible = any(character.isprintable() and not character.isspace() for character in expression)
+    return None if visible else "the expression is empty"
 
 
 def find_box_problem(box, width: int | None, height: int | None) -> str | None:
@@ -245,15 +265,11 @@ def find_box_problem(box, width: int | None, height: int | None) -> str | None:
     if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
         return f"{shown} holds NaN or infinity"
     right, bottom = (math.inf if side is None else side for side in (width, height))
-    if min(x0, y0) < -BOX_TOLERANCE or x1 > right + BOX_TOLERANCE or y1 > bottom + BOX_TOLERANCE:
+    if min(x0, y0) < -ROUNDING or x1 > right + ROUNDING or y1 > bottom + ROUNDING:
         size = "" if width is None or height is None else f" of {width} x {height} pixels"
         return f"{shown} is not (x0, y0, x1, y1) within its picture{size}"
-    x0, y0, x1, y1 = clip_box((x0, y0, x1, y1), right, bottom)
-    return None if x0 < x1 and y0 < y1 else f"{shown} has no area as (x0, y0, x1, y1)"
-
-
-def clip_box(box, width: float, height: float) -> list[float]:
-    return [min(max(value, 0.0), side) for value, side in zip(box, (width, height, width, height))]
+    has_area = max(x0, 0.0) < min(x1, right) and max(y0, 0.0) < min(y1, bottom)
+    return None if has_area else f"{shown} has no area as (x0, y0, x1, y1)"
 
 
 def describe_problems(problems: list[Problem], num_rows: int) -> str:
@@ -325,9 +341,15 @@ class GroundingCollator:
         return picture, None if reason is None else Problem(sample["row"], "bbox", reason)
 
     def _encode(self, pictures: list[PIL.Image.Image], samples: list[dict]) -> dict[str, torch.Tensor]:
-        boxes = [None if s["bbox"] is None else clip_box(s["bbox"], *p.size) for p, s in zip(pictures, samples)]
-        texts = [sample["expression"] for sample in samples]
-        return dict(self.processor(images=pictures, text=texts, boxes=boxes, truncation=True, return_tensors="pt"))
+        return dict(
+            self.processor(
+                images=pictures,
+                text=[sample["expression"] for sample in samples],
+                boxes=[sample["bbox"] for sample in samples],
+                truncation=True,
+                return_tensors="pt",
+            )
+        )
 
     def _describe(self, picture: PIL.Image.Image, sample: dict) -> dict:
         tokenizer = self.processor.tokenizer

@@ -1,10 +1,27 @@
-"""Evaluation of a ScanFormer over a data loader; used in training and by itself."""
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Evaluation of a ScanFormer: predictions over a data loader, and the numbers that follow from them."""
 
-from pathlib import Path
+import math
+from collections import defaultdict
 
-import evaluate
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from grounding_data import GROUP_COLUMNS, ID_COLUMNS, DataError, Problem
+from metrics.visual_grounding.visual_grounding import accuracy, no_target_accuracy, pairwise_iou
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -13,58 +30,196 @@ from modeling_scanformer.loss_scanformer import center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
 
-METRIC = str(Path(__file__).parent / "metrics" / "visual_grounding")
+# Upper bounds of groups: of a target's side, sqrt(area of the box / area of the picture), and of width / height. The
+# usual formats (3:2, 4:3, 1:1, 3:4, 2:3) lie within a group, not on a border.
+TARGET_SIZES = {"under 0.05": 0.05, "0.05 to 0.1": 0.1, "0.1 to 0.2": 0.2, "0.2 to 0.4": 0.4, "from 0.4": math.inf}
+ASPECT_RATIOS = {"under 0.6": 0.6, "0.6 to 0.9": 0.9, "0.9 to 1.1": 1.1, "1.1 to 1.7": 1.7, "from 1.7": math.inf}
+
+# Of pixels and scores in predictions. All numbers are computed from the rounded values, so that a file of predictions
+# gives exactly the same ones again.
+DECIMALS = 4
 
 
 @torch.no_grad()
-def evaluate_grounding(model: ScanFormerForVisualGrounding, dataloader: DataLoader, accelerator: Accelerator) -> dict:
+def predict(
+    model: ScanFormerForVisualGrounding, dataloader: DataLoader, accelerator: Accelerator, **options
+) -> tuple[list[dict], list[Problem]]:
     """
-    Accuracy by scale and share of patches read.
+    Ground every expression of a data set.
 
     Args:
         model ([`ScanFormerForVisualGrounding`]):
             The model, unwrapped, on its device.
         dataloader (`DataLoader`):
-            Prepared by the accelerator; batches as [`GroundingCollator`] makes them.
+            Prepared by the accelerator; batches as [`GroundingCollator`] makes them with `keep_samples=True`.
         accelerator (`Accelerator`):
             Gathers the results of all processes.
+        **options:
+            Of [`~ScanFormerForVisualGrounding.generate`].
+
+    Returns:
+        A prediction for every sentence, in the order of the data set, and the samples that could not be used. A
+        prediction has "row", "expression", "width" and "height" of the picture, "box" and "true_box" (xyxy in pixels,
+        the latter `None` where nothing fits), "score", "iou", "truncated"; lists with an entry for every scale read,
+        "scale_boxes", "scale_scores" and "patches_read"; "num_patches" of every scale of the pyramid; and what the data
+        set has of the columns image_id, ref_id, sentence_id, expression_type and category.
+
+    Raises:
+        DataError: if no sample can be used.
+    """
+    model.eval()
+    predictions, problems = [], []
+    for batch in tqdm(dataloader, desc="Evaluating", disable=not accelerator.is_local_main_process, leave=False):
+        samples = batch.pop("samples")
+        problems.extend(batch.pop("problems"))
+        if not samples:
+            continue
+        del batch["labels"]
+        with accelerator.autocast():
+            outputs = model.generate(**batch, **options)
+        num_patches = count_patches(batch["pixel_attention_mask"], model.config.num_scales)
+        predictions.extend(make_predictions(samples, outputs, num_patches))
+    # the last batches of several processes repeat the first samples
+    predictions = {prediction["row"]: prediction for prediction in gather_object(predictions)}
+    problems = {problem.row: problem for problem in gather_object(problems)}
+    if not predictions:
+        raise DataError(f"No sample can be used; the first: {problems[min(problems)]}")
+    return [predictions[row] for row in sorted(predictions)], [problems[row] for row in sorted(problems)]
+
+
+def count_patches(pixel_attention_mask: torch.Tensor, num_scales: int) -> torch.Tensor:
+    """Number of real patches of every picture and scale, of shape `(batch_size, num_scales)`."""
+    offsets = scale_offsets(pixel_attention_mask.shape[1], num_scales)
+    scales = [pixel_attention_mask[:, start:stop] for start, stop in zip(offsets[:-1], offsets[1:])]
+    return torch.stack([mask.sum(1) for mask in scales], dim=1)
+
+
+def make_predictions(samples: list[dict], outputs, num_patches: torch.Tensor) -> list[dict]:
+    """The predictions of a batch; see [`predict`]."""
+    limits = torch.tensor([(sample["width"], sample["height"]) * 2 for sample in samples], dtype=torch.float64)
+    boxes = center_to_corners(outputs.scale_boxes.double().cpu()) * limits[:, None]
+    boxes = boxes.clamp(min=0).minimum(limits[:, None]).numpy().round(DECIMALS).tolist()
+    scores = outputs.scale_scores.double().cpu().numpy().round(DECIMALS).tolist()
+    read = torch.stack([mask.sum(1) for mask in outputs.selection_masks], dim=1).tolist()
+    predictions = []
+    for index, sample in enumerate(samples):
+        true_box = sample["bbox"] if sample["bbox"] is None else [float(value) for value in sample["bbox"]]
+        box = boxes[index][-1]
+        kept = ("row", *ID_COLUMNS, "expression", *GROUP_COLUMNS, "width", "height", "truncated")
+        predictions.append(
+            {
+                **{name: sample[name] for name in kept if name in sample},
+                "box": box,
+                "score": scores[index][-1],
+                "true_box": true_box,
+                "iou": None if true_box is None else round(float(pairwise_iou([box], [true_box])[0]), DECIMALS),
+                "scale_boxes": boxes[index],
+                "scale_scores": scores[index],
+                "patches_read": read[index],
+                "num_patches": num_patches[index].tolist(),
+            }
+        )
+    return predictions
+
+
+def summarize(predictions: list[dict], score_threshold: float = 0.5) -> dict:
+    """
+    All numbers that follow from predictions, counted per sentence.
+
+    Args:
+        predictions (`list[dict]`):
+            As [`predict`] makes them. "iou" is not used, but computed anew.
+        score_threshold (`float`, *optional*, defaults to 0.5):
+            A box with a lower score says that nothing fits. Only the numbers under "no_target" depend on it.
+
+    Returns:
+        `dict`: the headline numbers of [`evaluate_grounding`]; `patches_read_total`, the share read of all patches of the
+        pyramid; `scale_mean_iou`; accuracies `by_target_size`, `by_aspect_ratio`, and `by_` every column of
+        `GROUP_COLUMNS` that says anything; `image_acc@0.5`, the mean over pictures of each picture's accuracy, where pictures
+        have ids; and `no_target` where any expression fits nothing.
+    """
+    placed = [prediction for prediction in predictions if prediction["true_box"] is not None]
+    true_boxes = [prediction["true_box"] for prediction in placed]
+    iou = pairwise_iou([prediction["box"] for prediction in placed], true_boxes)
+    num_scales = len(predictions[0]["scale_boxes"])
+    by_scale = [
+        accuracy(pairwise_iou([prediction["scale_boxes"][scale] for prediction in placed], true_boxes))
+        for scale in range(num_scales)
+    ]
+    read = np.array([prediction["patches_read"] for prediction in predictions]).sum(0)
+    present = np.array([prediction["num_patches"] for prediction in predictions]).sum(0)
+    results = {
+        "num_samples": len(predictions),
+        **accuracy(iou),
+        "scale_acc@0.5": [scores["acc@0.5"] for scores in by_scale],
+        "scale_mean_iou": [scores["mean_iou"] for scores in by_scale],
+        "patches_read": (read / present[:num_scales]).tolist(),
+        "patches_read_total": float(read.sum() / present.sum()),
+        "num_truncated": sum(prediction["truncated"] for prediction in predictions),
+        "by_target_size": _by_group(map(target_size, placed), iou, TARGET_SIZES),
+        "by_aspect_ratio": _by_group(map(aspect_ratio, placed), iou, ASPECT_RATIOS),
+    }
+    for column in GROUP_COLUMNS:
+        if any(prediction.get(column) is not None for prediction in placed):
+            results[f"by_{column}"] = _by_group((str(prediction[column]) for prediction in placed), iou)
+    if predictions[0].get("image_id") is not None:
+        results.update(_per_image(placed, iou))
+    if len(placed) < len(predictions):
+        results["no_target"] = _no_target(predictions, iou, score_threshold)
+    return results
+
+
+def evaluate_grounding(model: ScanFormerForVisualGrounding, dataloader: DataLoader, accelerator: Accelerator) -> dict:
+    """
+    The headline numbers, as training logs them. Arguments as of [`predict`].
 
     Returns:
         `dict`: `num_samples`; `acc@0.5`, `acc@0.5:0.95` and `mean_iou` of the last scale; `scale_acc@0.5`, a list, coarse
         first; `patches_read`, the share of patches read at every scale.
     """
-    model.eval()
-    boxes, labels, read, present = [], [], [], []
-    for batch in tqdm(dataloader, desc="Evaluating", disable=not accelerator.is_local_main_process, leave=False):
-        targets = batch.pop("labels")
-        with accelerator.autocast():
-            outputs = model.generate(**batch)
-        offsets = scale_offsets(batch["pixel_values"].shape[1], model.config.num_scales)
-        counts = [
-            batch["pixel_attention_mask"][:, start:stop].sum(1) for start, stop in zip(offsets[:-1], offsets[1:])
-        ]
-        gathered = accelerator.gather_for_metrics(
-            (
-                outputs.scale_boxes,
-                targets,
-                torch.stack([mask.sum(1) for mask in outputs.selection_masks], dim=1),
-                torch.stack(counts[: len(outputs.selection_masks)], dim=1),
-            )
-        )
-        for kept, values in zip((boxes, labels, read, present), gathered):
-            kept.append(values.cpu())
-    boxes, labels = center_to_corners(torch.cat(boxes)), center_to_corners(torch.cat(labels))
-    has_target = ~labels.isnan().any(-1)
+    results = summarize(predict(model, dataloader, accelerator)[0])
+    headline = ("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "patches_read")
+    return {name: results[name] for name in headline}
 
-    # IoU does not change when both boxes are scaled alike, so relative boxes serve
-    metric = evaluate.load(METRIC)
-    by_scale = [
-        metric.compute(predictions=boxes[has_target, scale].tolist(), references=labels[has_target].tolist())
-        for scale in range(boxes.shape[1])
-    ]
+
+def target_size(prediction: dict) -> str:
+    x0, y0, x1, y1 = prediction["true_box"]
+    side = math.sqrt((x1 - x0) * (y1 - y0) / (prediction["width"] * prediction["height"]))
+    return _bucket(side, TARGET_SIZES)
+
+
+def aspect_ratio(prediction: dict) -> str:
+    return _bucket(prediction["width"] / prediction["height"], ASPECT_RATIOS)
+
+
+def _bucket(value: float, bounds: dict[str, float]) -> str:
+    return next(name for name, bound in bounds.items() if value < bound)
+
+
+def _by_group(groups, iou: np.ndarray, order=None) -> dict[str, dict]:
+    """Accuracy of every group, in a given order or by name."""
+    members = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    names = sorted(members) if order is None else [name for name in order if name in members]
+    return {name: {"num_samples": len(members[name]), **accuracy(iou[members[name]])} for name in names}
+
+
+def _per_image(placed: list[dict], iou: np.ndarray) -> dict:
+    images = defaultdict(list)
+    for prediction, value in zip(placed, iou):
+        images[prediction["image_id"]].append(value)
+    accuracies = [accuracy(np.array(values))["acc@0.5"] for values in images.values()]
+    return {"num_images": len(images), "image_acc@0.5": float(np.mean(accuracies)) if accuracies else None}
+
+
+def _no_target(predictions: list[dict], iou: np.ndarray, score_threshold: float) -> dict:
+    has_target = np.array([prediction["true_box"] is not None for prediction in predictions])
+    all_iou = np.zeros(len(predictions))
+    all_iou[has_target] = iou
+    scores = np.array([prediction["score"] for prediction in predictions])
     return {
-        "num_samples": len(labels),
-        **by_scale[-1],
-        "scale_acc@0.5": [result["acc@0.5"] for result in by_scale],
-        "patches_read": (torch.cat(read).sum(0) / torch.cat(present).sum(0)).tolist(),
+        "num_samples": int((~has_target).sum()),
+        "score_threshold": score_threshold,
+        **no_target_accuracy(all_iou, scores, has_target, score_threshold),
     }

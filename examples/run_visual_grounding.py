@@ -36,11 +36,19 @@ logger = get_logger(__name__, log_level="INFO")
 class Arguments:
     model_name_or_path: str = field(metadata={"help": "Model to start from: a folder or an id on the Hub."})
     output_dir: str = field(metadata={"help": "Folder for the trained model, its checkpoints and its log."})
-    dataset: str = field(default="scenes", metadata={"help": "'scenes', a folder of parquet files, or a Hub id."})
+    dataset: str = field(
+        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
+    )
     dataset_level: str = field(default="standard", metadata={"help": "Level of Scenes: easy, standard or hard."})
+    expressions_per_scene: int = field(
+        default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on; empty for none."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples only."})
+    on_error: str = field(
+        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and warn."}
+    )
     max_eval_samples: int = field(default=1000, metadata={"help": "Evaluate on so many samples."})
     longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size of every process."})
@@ -204,15 +212,17 @@ def main():
         num_samples=args.max_train_samples
         or (args.max_train_steps * batch_size if args.dataset == "scenes" else None),
         level=args.dataset_level,
+        expressions_per_scene=args.expressions_per_scene,
+        on_error=args.on_error,
     )
-    collator = GroundingCollator(processor)
-    workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
+    workers = {"num_workers": args.dataloader_num_workers}
     train_loader = DataLoader(
         # the samples of Scenes are in random order already, and made one after another
         train_dataset,
         shuffle=args.dataset != "scenes",
         batch_size=args.per_device_train_batch_size,
         drop_last=True,
+        collate_fn=GroundingCollator(processor, on_error=args.on_error),
         **workers,
     )
     eval_loader = None
@@ -223,8 +233,14 @@ def main():
             seed=args.seed,
             num_samples=args.max_eval_samples,
             level=args.dataset_level,
+            on_error=args.on_error,
         )
-        eval_loader = DataLoader(eval_dataset, batch_size=args.per_device_eval_batch_size, **workers)
+        eval_loader = DataLoader(
+            eval_dataset,
+            batch_size=args.per_device_eval_batch_size,
+            collate_fn=GroundingCollator(processor, on_error=args.on_error, keep_samples=True),
+            **workers,
+        )
 
     optimizer = create_optimizer(model, args)
     scheduler = get_scheduler(

@@ -76,8 +76,8 @@ class ScanFormerConfig(PreTrainedConfig):
             Weight of the generalized IoU loss of the box of every scale.
         score_loss_coefficient (`float`, *optional*, defaults to 1.0):
             Weight of the cross-entropy of the score of every scale against the IoU of its box.
-        relevance_loss_coefficient (`float`, *optional*, defaults to 5.0):
-            Weight of the auxiliary loss that asks each selection logit whether its patch overlaps the target.
+        relevance_loss_coefficient (`float`, *optional*, defaults to 30.0):
+            Weight of the auxiliary loss that asks each selection logit whether its child overlaps the target.
         selection_rate_loss_coefficient (`float`, *optional*, defaults to 1.0):
             Weight of the squared distance between the share of selected patches and `selection_target_rate`. Not applied
             while everything is read (`selection_threshold=0.0`).
@@ -119,7 +119,7 @@ class ScanFormerConfig(PreTrainedConfig):
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
     score_loss_coefficient: float | int = 1.0
-    relevance_loss_coefficient: float | int = 5.0
+    relevance_loss_coefficient: float | int = 30.0
     selection_rate_loss_coefficient: float | int = 1.0
     selection_target_rate: float | int = 0.35
     use_cache: bool = False

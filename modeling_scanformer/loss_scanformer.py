@@ -161,7 +161,10 @@ def visual_grounding_loss(
 
 
 def _selection_losses(config, targets, has_target, outputs, pixel_attention_mask, spatial_shapes):
-    """Relevance and rate, averaged over samples and over the scales that are selected."""
+    """
+    Relevance and rate, averaged over samples and scales. The last scale's logits select nothing, but learn relevance all
+    the same: nowhere else is language tied to so fine a place.
+    """
     offsets = scale_offsets(pixel_attention_mask.shape[1], config.num_scales)
     relevance_losses, rate_losses = [], []
     for scale, logits in enumerate(outputs.selection_logits):
@@ -170,8 +173,10 @@ def _selection_losses(config, targets, has_target, outputs, pixel_attention_mask
         offered = (parents >= 0).repeat_interleave(4, dim=1)
         children = child_indices(parents.clamp(min=0), spatial_shapes[:, scale, 1]).flatten(1)
 
-        relevant = relevance(children, spatial_shapes[:, scale + 1], targets)
+        relevant = relevance(children, spatial_shapes[:, scale] * 2, targets)
         relevance_losses.append(_mean(balanced_relevance_loss(logits, relevant, offered), has_target))
+        if scale + 1 == config.num_scales:
+            continue
 
         # The share is counted, its gradient is that of the sum of the sigmoids (straight-through).
         informativeness = logits.sigmoid()

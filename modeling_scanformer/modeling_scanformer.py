@@ -183,6 +183,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         scan = self.start_scan(
             input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values, use_cache
         )
+        scan.wants_last_logits = self.config.num_scales > 1
         if kwargs.get("output_hidden_states", self.config.output_hidden_states):
             scan.hidden_states = {}
         if kwargs.get("output_attentions", self.config.output_attentions):
@@ -287,6 +288,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             num_scales=self.config.num_scales if num_scales is None else num_scales,
             threshold=self.config.selection_threshold if threshold is None else threshold,
             use_cache=bool(use_cache),
+            wants_last_logits=False,
             rows=torch.arange(batch_size, device=pixel_values.device),
             cache=cache,
             text_states=text_states,
@@ -306,9 +308,9 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
 
         blocks = self._run_layers(scan, blocks, range(self.config.selection_layer))
         scan.pending.extend(blocks)
+        if not scan.finished or scan.wants_last_logits:
+            reading.logits = self.selection_head(blocks[-1][:, 1 : 1 + selection.indices.shape[1]])
         if not scan.finished:
-            patches = blocks[-1][:, 1 : 1 + selection.indices.shape[1]]
-            reading.logits = self.selection_head(patches)
             scan.selection = select_children(
                 selection,
                 reading.logits,
@@ -335,7 +337,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             patch_states=tuple(reading.patch_states for reading in scan.readings),
             patch_indices=tuple(r.selection.indices.where(r.selection.mask, -1) for r in scan.readings),
             selection_masks=tuple(scan.selection_mask(scale) for scale in range(scan.num_scales)),
-            selection_logits=tuple(reading.logits for reading in scan.readings[:-1]),
+            selection_logits=tuple(reading.logits for reading in scan.readings if reading.logits is not None),
             past_key_values=scan.cache if scan.use_cache else None,
             hidden_states=None
             if scan.hidden_states is None

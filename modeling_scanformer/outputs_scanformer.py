@@ -36,7 +36,8 @@ class ScanFormerModelOutput(ModelOutput):
         selection_masks (`tuple(torch.BoolTensor)` of shape `(batch_size, num_patches)`):
             True at the patches read, in the layout of `pixel_values`.
         selection_logits (`tuple(torch.FloatTensor)` of shape `(batch_size, num_selected, 4)`):
-            Informativeness of the 2 x 2 children of the patches read, for every scale but the last.
+            Informativeness of the 2 x 2 children of the patches read. The last scale's say what a further scale would
+            read. Empty if the model has a single scale.
         past_key_values (`ScanCache`, *optional*, returned when `use_cache=True`):
             Keys and values of the text and of every scale.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):

@@ -30,7 +30,7 @@ class ScaleReading:
         selection (`Selection`):
             The patches that were read.
         logits (`torch.Tensor` of shape `(batch_size, num_selected, 4)`, *optional*):
-            Informativeness of the children of every patch read; `None` at the last scale.
+            Informativeness of the children of every patch read. At the last scale only if the scan wants it.
         reg_state (`torch.Tensor` of shape `(batch_size, hidden_size)`, *optional*):
             Encoder2's output of [REG]; `None` until Encoder2 has read the scale.
         patch_states (`torch.Tensor` of shape `(batch_size, num_selected, hidden_size)`, *optional*):
@@ -61,6 +61,8 @@ class Scan:
             Selection threshold.
         use_cache (`bool`):
             Whether the cache is wanted when the scan is over.
+        wants_last_logits (`bool`):
+            Whether selection logits are wanted of the last scale too, where they select nothing.
         rows (`torch.Tensor` of shape `(num_active,)`):
             Rows of the batch that are still being read. All state below is of these rows.
         cache (`ScanCache`):
@@ -86,6 +88,7 @@ class Scan:
     num_scales: int
     threshold: float
     use_cache: bool
+    wants_last_logits: bool
     rows: torch.Tensor
     cache: ScanCache
     text_states: torch.Tensor | None

@@ -15,7 +15,7 @@ def reference_forward(model, input_ids, attention_mask, pixel_values, pixel_atte
 
     Returns:
         `scale_boxes` of shape `(batch_size, num_scales, 4)`, `score_logits` of shape `(batch_size, num_scales)`, and per
-        sample and scale a boolean `selected` and (but for the last scale) `logits` of shape `(num_patches, 4)`.
+        sample and scale a boolean `selected` and (with more than one scale) `logits` of shape `(num_patches, 4)`.
     """
     samples = []
     for row in range(len(pixel_values)):
@@ -56,9 +56,10 @@ def _scan(model, text, scales, shapes):
         reg = encoder.reg_tokens.weight[scale] + encoder.modality_embeddings.weight[1]
         tokens = torch.cat([tokens, reg[None], embeddings])
         groups = torch.cat([groups, torch.full((1 + len(patches),), scale + 1.0)])
-        if scale + 1 < len(scales):
+        if len(scales) > 1:
             outputs = _run(encoder.layers[: config.selection_layer], tokens, groups)[-len(patches) :]
             logits.append(encoder.selection_head(outputs))
+        if scale + 1 < len(scales):
             children = _to_children(logits[-1], shapes[scale])
             informativeness = children.sigmoid()
             offered = _to_children(selected[scale][:, None].expand(-1, 4), shapes[scale])

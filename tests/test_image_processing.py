@@ -362,11 +362,16 @@ def test_files_that_are_no_pictures(tmp_path, as_string):
     refuse(tmp_path, "is a folder")
 
 
-@pytest.mark.parametrize("source", ["", "missing", "aaaa", "a.png", "\0", "x" * 10_000, "data:image/png;base64,####"])
+@pytest.mark.parametrize("source", ["", "missing", "aaaa", "a.png", "\0", "data:image/png;base64,####"])
 def test_strings_that_are_no_pictures(source):
-    with pytest.raises(ValueError, match="Cannot (find|decode|read) the picture") as error:
+    with pytest.raises(ValueError, match="Cannot find the picture .*: there is no such file"):
         read_image(source)
-    assert len(str(error.value)) < 500
+
+
+def test_errors_do_not_repeat_long_strings():
+    with pytest.raises(ValueError, match="Cannot decode the picture: no known picture format") as error:
+        read_image("x" * 10_000)
+    assert len(str(error.value)) < 200
 
 
 def test_decompression_bombs(monkeypatch, tmp_path):

@@ -136,7 +136,9 @@ def test_forms_of_boxes(processor):
         assert torch.equal(actual, expected)
     labels = processor(images=[picture()] * 4, boxes=[box, None, box, None], return_tensors="pt")["labels"]
     assert labels.isnan().all(1).tolist() == [False, True, False, True]
-    assert processor(images=picture(), boxes=[None], return_tensors="pt")["labels"].isnan().all()
+    for count in (1, 4):
+        labels = processor(images=[picture()] * count, boxes=[None] * count, return_tensors="pt")["labels"]
+        assert labels.shape == (count, 4) and labels.isnan().all()
 
 
 def test_half_a_pixel_outside_is_rounding(processor):

@@ -46,7 +46,7 @@ def objective(boxes, score_logits, logits):
     for sample in logits:
         for scale, values in enumerate(sample):
             kept = values[~values.isnan().any(-1)]
-            total = total + (scale + 1) * kept.tanh().sum()
+            total = total + (scale + 1) * kept.tanh().mean()
     return total
 
 
@@ -55,7 +55,7 @@ def scan_objective(model, inputs):
     logits = [
         [
             dense_logits(outputs, s, row, int(inputs["spatial_shapes"][row, s].prod()))
-            for s in range(model.config.num_scales - 1)
+            for s in range(len(outputs.selection_logits))
         ]
         for row in range(len(outputs.pred_boxes))
     ]

@@ -63,6 +63,15 @@ class Record:
     category: str | None = None
     segmentation: list | dict | None = None
 
+    def __post_init__(self):
+        # the split becomes a file's name
+        if not re.fullmatch(r"\w+", self.split):
+            raise ValueError(f"{self.split!r} can't be the name of a split")
+        if not isinstance(self.expression, str) or not isinstance(self.picture, str | bytes):
+            raise TypeError("its expression or its picture is missing")
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"{self.box} is no box")
+
 
 # What isn't an error of the source, but no single-box sample either: always left out, and counted.
 SEVERAL_TARGETS = "several targets"
@@ -75,6 +84,14 @@ class Problem:
     kind: str
     split: str
     message: str
+
+
+class RecordError(Exception):
+    """A record that can't become a row. `kind` is what is counted, the text says the rest."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 class FormatError(Exception):
@@ -149,3 +166,11 @@ def expand_folder(path: str, patterns: tuple[str, ...]) -> list[str]:
     if not files:
         raise FormatError(f"{path}: no {' or '.join(patterns)} in this folder.")
     return files
+
+
+def attempt(split: str, where: str, function, *args):
+    """What `function(*args)` returns; if the record lacks what its form has, a [`Problem`] instead."""
+    try:
+        return function(*args)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return Problem("malformed record", split, f"{where}: {type(error).__name__}: {error}")

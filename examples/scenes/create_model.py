@@ -69,6 +69,7 @@ def create_model(config_overrides: str = "", longest_edge: int = 192, seed: int 
         intermediate_size=512,
         max_position_embeddings=64,
         patch_size=16,
+        initializer_range=0.08,
     )
     if config_overrides:
         config.update_from_string(config_overrides)

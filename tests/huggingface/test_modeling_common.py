@@ -30,7 +30,7 @@ from modeling_scanformer import (
     image_pyramid,
     pad_pyramids,
 )
-from modeling_scanformer.modeling_scanformer import INITIAL_SELECTION_LOGIT, ScanFormerSelectionHead
+from modeling_scanformer.modeling_scanformer import ScanFormerSelectionHead
 from modeling_scanformer.scan_scanformer import Scan
 
 
@@ -154,10 +154,11 @@ class ScanFormerSelectingModelTest(ScanFormerModelTest):
 
     @pytest.fixture(autouse=True)
     def selecting_two_children(self, monkeypatch):
-        # Random weights would select by chance, and otherwise in bfloat16 than in float32.
+        # Random weights would select by chance, and otherwise in bfloat16 than in float32. Here every logit keeps a
+        # distance of at least 2 from the threshold's.
         def forward(head, hidden_states):
             logits = learned_logits(head, hidden_states)
-            return logits - INITIAL_SELECTION_LOGIT + logits.new_tensor([3.0, -3.0, -3.0, 3.0])
+            return logits.tanh() + logits.new_tensor([3.0, -3.0, -3.0, 3.0])
 
         learned_logits = ScanFormerSelectionHead.forward
         monkeypatch.setattr(ScanFormerSelectionHead, "forward", forward)

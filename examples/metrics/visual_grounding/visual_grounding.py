@@ -44,7 +44,9 @@ _THRESHOLDS = np.arange(50, 100, 5) / 100
 
 def pairwise_iou(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
     """IoU of every pair of boxes; both of shape `(num_pairs, 4)`, as (x0, y0, x1, y1)."""
-    predictions, references = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (predictions, references))
+    predictions, references = (
+        np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (predictions, references)
+    )
 
     def area(boxes):
         return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)

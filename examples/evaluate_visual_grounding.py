@@ -1,0 +1,235 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Evaluate a ScanFormer on Scenes, or on any data set with the columns image, expression and bbox (xyxy, pixels).
+
+    python examples/evaluate_visual_grounding.py --model hub_cards/scanformer-tiny-scenes --dataset scenes \
+        --split test --seed 123 --max_samples 500 --output results.json
+
+Besides results.json this writes results.md (tables), results.png (plots) and results.predictions.jsonl: a line per
+sentence, from which anyone can compute the numbers again:
+
+    python examples/evaluate_visual_grounding.py --predictions results.predictions.jsonl --output again.json
+"""
+
+import json
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from grounding_cost import measure_cost
+from grounding_data import DataError, GroundingCollator, load_grounding_dataset
+from grounding_evaluation import predict, summarize
+from grounding_report import plot, to_markdown
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser
+
+import modeling_scanformer
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+
+
+# Without these, a line is no prediction; see `grounding_evaluation.predict`.
+PREDICTION_FIELDS = (
+    *("row", "expression", "width", "height", "box", "score", "true_box"),
+    *("scale_boxes", "patches_read", "num_patches", "truncated"),
+)
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pillow", "numpy")
+
+
+@dataclass
+class Arguments:
+    output: str = field(metadata={"help": "JSON file for the results; tables, plots and predictions go beside it."})
+    model: str | None = field(default=None, metadata={"help": "Model to evaluate: a folder or an id on the Hub."})
+    predictions: str | None = field(
+        default=None, metadata={"help": "Instead of running a model, score a file of predictions again."}
+    )
+    dataset: str = field(
+        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
+    dataset_level: str = field(default="standard", metadata={"help": "Level of Scenes: easy, standard or hard."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Rows to take from the start; all by default. Needed for Scenes."}
+    )
+    on_error: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and count them."}
+    )
+    longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
+    max_scales: int | None = field(default=None, metadata={"help": "Number of scales to read, if not all."})
+    selection_threshold: float | None = field(
+        default=None, metadata={"help": "Threshold, if not the model's; 0 reads every patch."}
+    )
+    score_threshold: float = field(
+        default=0.5, metadata={"help": "A lower score says that nothing fits; for data with such expressions."}
+    )
+    batch_size: int = field(default=50, metadata={"help": "Batch size of every process."})
+    num_cost_samples: int = field(
+        default=20, metadata={"help": "Measure FLOPs and latency on so many samples; 0 to leave it out."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
+
+
+def load_model(args: Arguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
+    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
+    try:
+        processor = ScanFormerProcessor.from_pretrained(args.model)
+        model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
+    except (OSError, ValueError) as error:
+        if Path(args.model, "config.json").is_file():
+            raise DataError(f"Cannot load the model {args.model!r}: {error}") from error
+        raise DataError(f"There is no model {args.model!r}. {list_models(Path(args.model))}") from error
+    if args.longest_edge is not None:
+        processor.image_processor.size = {"longest_edge": args.longest_edge}
+    return model, processor
+
+
+def list_models(path: Path) -> str:
+    """What can be had instead of a missing model."""
+    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    models = sorted(str(config.parent) for config in folder.glob("*/config.json"))
+    if models:
+        return f"In {folder} there are: {', '.join(models)}."
+    return f"{folder.resolve()} holds no models, and the Hub has no such model or cannot be reached."
+
+
+def try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor, options: dict):
+    """Let senseless options, and a processor that does not fit the model, fail before the work begins."""
+    try:
+        inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
+        model.generate(**inputs.to(model.device), **options)
+    except ValueError as error:
+        raise DataError(f"The model cannot be run like this: {error}") from error
+
+
+def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], dict]:
+    """The predictions, and what is known of their making."""
+    model, processor = load_model(args)
+    model.to(accelerator.device).eval()
+    options = {"max_scales": args.max_scales, "selection_threshold": args.selection_threshold}
+    options = {name: value for name, value in options.items() if value is not None}
+    try_out(model, processor, options)
+    dataset = load_grounding_dataset(
+        args.dataset,
+        args.split,
+        config=args.dataset_config,
+        seed=args.seed,
+        num_samples=args.max_samples,
+        level=args.dataset_level,
+        on_error=args.on_error,
+    )
+    collator = GroundingCollator(processor, on_error=args.on_error, keep_samples=True)
+    workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
+    dataloader = accelerator.prepare(DataLoader(dataset, batch_size=args.batch_size, **workers))
+    predictions, problems = predict(model, dataloader, accelerator, **options)
+    problems = sorted([*dataset.problems, *problems], key=lambda problem: problem.row)
+    details = {
+        "skipped": [str(problem) for problem in problems],
+        "num_parameters": model.num_parameters(),
+        "longest_edge": processor.image_processor.size["longest_edge"],
+        "device": describe_device(accelerator),
+    }
+    if args.num_cost_samples and accelerator.is_main_process:
+        details.update(measure_cost(model, dataset, collator, accelerator, args.num_cost_samples, **options))
+    return predictions, details
+
+
+def describe_device(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{accelerator.device.type}, {torch.get_num_threads()} threads"
+    return f"{accelerator.num_processes} x {name}, {accelerator.mixed_precision} mixed precision"
+
+
+def read_predictions(path: Path) -> list[dict]:
+    if not path.is_file():
+        raise DataError(f"There is no file of predictions {path}.")
+    predictions = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            prediction = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
+        missing = [name for name in PREDICTION_FIELDS if name not in prediction]
+        if missing:
+            raise DataError(f"{path}, line {number} is not a prediction: it lacks {missing}.")
+        predictions.append(prediction)
+    if not predictions:
+        raise DataError(f"{path} holds no predictions.")
+    return predictions
+
+
+def write(output: Path, results: dict, predictions: list[dict] | None):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    page = to_markdown(results)
+    output.with_suffix(".md").write_text(page)
+    plot(results, output.with_suffix(".png"))
+    if predictions is not None:
+        with output.with_suffix(".predictions.jsonl").open("w") as file:
+            file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
+    print(page)
+
+
+def evaluate(args: Arguments):
+    if (args.model is None) == (args.predictions is None):
+        raise DataError("Give either --model or --predictions.")
+    if Path(args.output).suffix != ".json":
+        raise DataError(f"--output names a JSON file, got {args.output!r}.")
+    if args.predictions is None:
+        accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        predictions, details = run_model(args, accelerator)
+        is_main_process = accelerator.is_main_process
+        title = f"{args.model} on {args.dataset}, {args.split}"
+    else:
+        predictions, details, is_main_process = read_predictions(Path(args.predictions)), {}, True
+        title = args.predictions
+    if is_main_process:
+        results = {
+            "title": title,
+            **summarize(predictions, args.score_threshold),
+            **details,
+            "command": shlex.join(["python", *sys.argv]),
+            "settings": asdict(args),
+            "versions": {
+                "python": platform.python_version(),
+                "modeling_scanformer": modeling_scanformer.__version__,
+                **{name: version(name) for name in PACKAGES},
+            },
+        }
+        write(Path(args.output), results, None if args.model is None else predictions)
+
+
+def main():
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    try:
+        evaluate(args)
+    except DataError as error:
+        # a worker of the data loader puts its traceback in front
+        sys.exit(f"error: {str(error).rpartition('DataError: ')[2]}")
+
+
+if __name__ == "__main__":
+    main()

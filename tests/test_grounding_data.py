@@ -1,0 +1,225 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Loading and checking of data sets: what is found, and what is said of what cannot be used."""
+
+import json
+import re
+
+import datasets
+import PIL.Image
+import pytest
+import torch
+from grounding_data import (
+    DataError,
+    GroundingCollator,
+    find_box_problem,
+    find_parquet_splits,
+    load_grounding_dataset,
+)
+from scenes.create_model import create_tokenizer
+
+from modeling_scanformer import ScanFormerImageProcessor, ScanFormerProcessor
+
+
+BOX = [2.0, 3.0, 12.0, 9.0]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    image_processor = ScanFormerImageProcessor(size={"longest_edge": 16}, patch_size=2)
+    return ScanFormerProcessor(image_processor, create_tokenizer(12))
+
+
+def make_rows(boxes, **columns) -> datasets.Dataset:
+    count = len(boxes)
+    rows = {
+        "image": [PIL.Image.new("RGB", (20, 10), (index, 0, 0)) for index in range(count)],
+        "expression": [f"circle {index}" for index in range(count)],
+        "bbox": boxes,
+        **columns,
+    }
+    rows = datasets.Dataset.from_dict(rows)
+    return rows.cast_column("image", datasets.Image())
+
+
+def write(rows, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "testA-00000-of-00001.parquet",
+        "data/testA-00000-of-00001.parquet",
+        "testA/0000.parquet",
+        "testA.parquet",
+        "testA-00000.parquet",
+    ],
+)
+def test_splits_of_parquet_files_are_known_by_files_and_folders(tmp_path, file):
+    write(make_rows([BOX, BOX]), tmp_path / file)
+    write(make_rows([BOX]), tmp_path / file.replace("testA", "train"))
+    assert len(load_grounding_dataset(str(tmp_path), "testA")) == 2
+    assert len(load_grounding_dataset(str(tmp_path), "train")) == 1
+    with pytest.raises(DataError, match=r"no split 'testB'; it has \['testA', 'train'\]"):
+        load_grounding_dataset(str(tmp_path), "testB")
+
+
+def test_a_split_with_a_dash_is_found_under_its_identifier(tmp_path):
+    write(make_rows([BOX]), tmp_path / "data" / "test_fine-00000-of-00001.parquet")
+    assert len(load_grounding_dataset(str(tmp_path), "test-fine")) == 1
+
+
+def test_a_missing_shard_and_a_split_in_two_folders_are_errors(tmp_path):
+    write(make_rows([BOX]), tmp_path / "one" / "val-00000-of-00002.parquet")
+    with pytest.raises(DataError, match="not whole: it has 1 files"):
+        load_grounding_dataset(str(tmp_path), "val")
+    write(make_rows([BOX]), tmp_path / "two" / "val-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"\['one', 'two'\]"):
+        load_grounding_dataset(str(tmp_path), "val")
+    assert len(load_grounding_dataset(str(tmp_path), "val", config="two")) == 1
+
+
+def test_hidden_folders_hold_no_splits(tmp_path):
+    write(make_rows([BOX]), tmp_path / ".cache" / "test.parquet")
+    assert find_parquet_splits(tmp_path) == {}
+    with pytest.raises(DataError, match="neither parquet files nor pictures"):
+        load_grounding_dataset(str(tmp_path), "test")
+
+
+def test_the_configs_of_a_readme_are_followed(tmp_path):
+    write(make_rows([BOX, BOX]), tmp_path / "somewhere" / "part.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: testB\n    path: somewhere/*.parquet\n---\n"
+    )
+    assert len(load_grounding_dataset(str(tmp_path), "testB")) == 2
+    with pytest.raises(DataError, match="testB"):
+        load_grounding_dataset(str(tmp_path), "test")
+
+
+def test_a_folder_of_pictures_with_metadata_is_read(tmp_path):
+    lines = []
+    for index, box in enumerate((BOX, None)):
+        PIL.Image.new("RGB", (20, 10)).save(tmp_path / f"{index}.png")
+        lines.append({"file_name": f"{index}.png", "expression": "the cup", "bbox": box, "category": "cup"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    dataset = load_grounding_dataset(str(tmp_path), "train")
+    assert [dataset[row]["bbox"] for row in range(2)] == [BOX, None]
+    assert dataset[1]["category"] == "cup" and dataset[1]["row"] == 1
+    with pytest.raises(DataError, match="train"):
+        load_grounding_dataset(str(tmp_path), "test")
+
+
+def test_what_does_not_exist_is_named():
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_grounding_dataset("nowhere/such", "test")
+    with pytest.raises(DataError, match="known are train"):
+        load_grounding_dataset("scenes", "testA", num_samples=1)
+    with pytest.raises(DataError, match="how many"):
+        load_grounding_dataset("scenes", "test")
+    with pytest.raises(DataError, match="'stop' or 'skip'"):
+        load_grounding_dataset("scenes", "test", num_samples=1, on_error="ignore")
+
+
+def test_missing_columns_are_named(tmp_path):
+    write(make_rows([BOX]).rename_column("bbox", "box"), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match=r"lacks the columns \['bbox'\]; it has \['image', 'expression', 'box'\]"):
+        load_grounding_dataset(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize(
+    "box, reason",
+    [
+        (BOX, None),
+        (None, None),
+        ([-0.4, 0, 20.4, 10], None),
+        ([0, 0, 21, 10], "not .* within its picture of 20 x 10"),
+        ([-3, 0, 5, 5], "within its picture"),
+        ([5, 5, 5, 8], "no area"),
+        ([8, 5, 5, 8], "no area"),
+        ([20, 0, 20.4, 10], "no area"),
+        ([0, 0, float("nan"), 5], "NaN"),
+        ([0, 0, 5, float("inf")], "NaN or infinity"),
+        ([0, 0, 5], "not four numbers"),
+        ([0, 0, 5, None], "not four numbers"),
+    ],
+)
+def test_senseless_boxes_are_told(box, reason, processor):
+    found = find_box_problem(box, 20, 10)
+    if reason is None:
+        assert found is None
+        processor.boxes_to_labels([box], [(10, 20)])
+    else:
+        assert re.search(reason, found)
+        with pytest.raises(ValueError):
+            processor.boxes_to_labels([box], [(10, 20)])
+
+
+def test_bad_rows_stop_the_work_or_are_left_out(tmp_path):
+    rows = make_rows(
+        [BOX, [0, 0, float("nan"), 5], BOX, [0, 0, 30, 5]],
+        expression=["a", "b", " ", "d"],
+        width=[20] * 4,
+        height=[10] * 4,
+    )
+    write(rows, tmp_path / "test.parquet")
+    with pytest.raises(DataError) as error:
+        load_grounding_dataset(str(tmp_path), "test")
+    assert "3 of 4 rows" in str(error.value)
+    for place in ("row 1, column 'bbox'", "row 2, column 'expression'", "row 3, column 'bbox'"):
+        assert place in str(error.value)
+    dataset = load_grounding_dataset(str(tmp_path), "test", on_error="skip")
+    assert [sample["row"] for sample in dataset] == [0]
+    assert [problem.row for problem in dataset.problems] == [1, 2, 3]
+    assert len(load_grounding_dataset(str(tmp_path), "test", num_samples=1)) == 1
+
+
+def spoil(rows: datasets.Dataset, row: int) -> datasets.Dataset:
+    """Cut the file of a picture in the middle."""
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    images = [dict(image) for image in rows["image"]]
+    images[row]["bytes"] = images[row]["bytes"][:40]
+    return rows.remove_columns("image").add_column("image", images).cast_column("image", datasets.Image())
+
+
+def test_unreadable_pictures_stop_the_work_or_are_dropped(tmp_path, processor):
+    # no columns width and height: that the last box is outside of its picture shows when that is decoded
+    write(spoil(make_rows([BOX, BOX, [0, 0, 30, 5]]), 1), tmp_path / "test.parquet")
+    samples = list(load_grounding_dataset(str(tmp_path), "test"))
+    with pytest.raises(DataError, match="row 1, column 'image': cannot decode"):
+        GroundingCollator(processor)(samples)
+    batch = GroundingCollator(processor, on_error="skip", keep_samples=True)(samples)
+    assert [sample["row"] for sample in batch["samples"]] == [0]
+    assert [(problem.row, problem.column) for problem in batch["problems"]] == [(1, "image"), (2, "bbox")]
+    assert batch["input_ids"].shape[0] == batch["labels"].shape[0] == 1
+    assert "samples" not in GroundingCollator(processor, on_error="skip")(samples)
+
+
+def test_a_batch_without_usable_samples_is_empty_or_an_error(tmp_path, processor):
+    write(spoil(make_rows([BOX]), 0), tmp_path / "test.parquet")
+    samples = list(load_grounding_dataset(str(tmp_path), "test"))
+    batch = GroundingCollator(processor, on_error="skip", keep_samples=True)(samples)
+    assert batch["samples"] == [] and len(batch["problems"]) == 1 and "pixel_values" not in batch
+    with pytest.raises(DataError, match="No sample of a batch"):
+        GroundingCollator(processor, on_error="skip")(samples)
+
+
+def test_long_expressions_are_cut_and_told(tmp_path, processor):
+    write(make_rows([BOX, None], expression=["the red circle " * 9, "the red circle"]), tmp_path / "test.parquet")
+    batch = GroundingCollator(processor, keep_samples=True)(list(load_grounding_dataset(str(tmp_path), "test")))
+    assert batch["input_ids"].shape[1] == 12
+    assert [sample["truncated"] for sample in batch["samples"]] == [True, False]
+    assert [sample["width"] for sample in batch["samples"]] == [20, 20]
+    assert torch.isnan(batch["labels"]).all(1).tolist() == [False, True]
