@@ -65,7 +65,9 @@ class Arguments:
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
-    dataset_level: str = field(default="standard", metadata={"help": "Level of Scenes: easy, standard or hard."})
+    dataset_level: str = field(
+        default="standard", metadata={"help": "Level of Scenes: basic, easy, standard or hard."}
+    )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
     max_samples: int | None = field(

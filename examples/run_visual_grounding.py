@@ -39,7 +39,9 @@ class Arguments:
     dataset: str = field(
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )
-    dataset_level: str = field(default="standard", metadata={"help": "Level of Scenes: easy, standard or hard."})
+    dataset_level: str = field(
+        default="standard", metadata={"help": "Level of Scenes: basic, easy, standard or hard."}
+    )
     expressions_per_scene: int = field(
         default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}
     )

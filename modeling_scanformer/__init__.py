@@ -13,8 +13,6 @@
 # limitations under the License.
 """ScanFormer: referring expression comprehension by coarse-to-fine scanning, for Transformers."""
 
-from pathlib import Path
-
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -29,18 +27,30 @@ from .configuration_scanformer import ScanFormerConfig
 from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
 from .image_processing_scanformer import ScanFormerImageProcessor, read_image
 from .modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerPreTrainedModel
-from .pipeline_scanformer import VisualGroundingPipeline
+from .pipeline_scanformer import DEFAULT_CHECKPOINT, VisualGroundingPipeline
 from .processing_scanformer import ScanFormerProcessor
 from .pyramid_scanformer import image_pyramid, pad_pyramids
 from .visualization_scanformer import draw_scan
 
 
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "ScaleResult",
+    "ScanCache",
+    "ScanFormerConfig",
+    "ScanFormerForVisualGrounding",
+    "ScanFormerGenerationConfig",
+    "ScanFormerImageProcessor",
+    "ScanFormerModel",
+    "ScanFormerPreTrainedModel",
+    "ScanFormerProcessor",
+    "VisualGroundingPipeline",
+    "draw_scan",
+    "image_pyramid",
+    "pad_pyramids",
+    "read_image",
+]
 __version__ = "0.1.0"
-
-# In a wheel the checkpoint lies inside the package, in a clone of the repository beside it.
-_PACKAGE = Path(__file__).parent
-_IN_WHEEL, _IN_CLONE = (folder / "scanformer-tiny-scenes" for folder in (_PACKAGE, _PACKAGE.parent / "hub_cards"))
-DEFAULT_CHECKPOINT = str(_IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CLONE)
 
 AutoConfig.register("scanformer", ScanFormerConfig)
 AutoModel.register(ScanFormerConfig, ScanFormerModel)

@@ -21,7 +21,7 @@ import typer
 from transformers import pipeline
 from transformers.utils import logging
 
-from . import DEFAULT_CHECKPOINT
+from .pipeline_scanformer import DEFAULT_CHECKPOINT
 from .visualization_scanformer import draw_scan, stack_drawings
 
 

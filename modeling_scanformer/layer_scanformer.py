@@ -28,8 +28,8 @@ from .configuration_scanformer import ScanFormerConfig
 # the range of float16.
 MASKED_BIAS = -1e4
 
-# These take an additive bias. All others (the flash kernels) get it as extra dimensions of queries and keys.
-ATTENTIONS_WITH_BIAS = ("eager", "sdpa", "flex_attention")
+# These take an additive bias. All others (flash kernels, flex) get it as extra dimensions of queries and keys.
+ATTENTIONS_WITH_BIAS = ("eager", "sdpa")
 
 
 def eager_attention_forward(
@@ -130,8 +130,6 @@ class ScanFormerAttention(nn.Module):
             mask = key_bias[:, None, None, :]
             if implementation == "sdpa" and mask.device.type != "cpu":
                 mask = mask.to(query.dtype)
-            elif implementation == "flex_attention":
-                mask = mask.expand(-1, -1, query.shape[2], -1)
         else:
             mask = None
             query, key, value = append_bias_dimensions(query, key, value, key_bias, self.scaling)

@@ -15,6 +15,7 @@
 
 import os
 from collections.abc import Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ from .generation_scanformer import OPTIONS
 from .image_processing_scanformer import read_image
 from .loss_scanformer import center_to_corners
 from .pyramid_scanformer import pad_pyramids
+
+
+# In a wheel the checkpoint lies inside the package, in a clone of the repository beside it.
+_PACKAGE = Path(__file__).parent
+_IN_WHEEL, _IN_CLONE = (folder / "scanformer-tiny-scenes" for folder in (_PACKAGE, _PACKAGE.parent / "hub_cards"))
+DEFAULT_CHECKPOINT = str(_IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CLONE)
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -188,4 +195,4 @@ def _to_dict(box: list[float], width: int, height: int) -> dict[str, int]:
     }
 
 
-__all__ = ["VisualGroundingPipeline"]
+__all__ = ["DEFAULT_CHECKPOINT", "VisualGroundingPipeline"]

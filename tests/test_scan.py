@@ -1,5 +1,7 @@
 """Every path through the scan against the executable specification, and against each other."""
 
+import shutil
+
 import pytest
 import torch
 from reference import reference_forward
@@ -356,3 +358,12 @@ def test_the_log_count_survives_bfloat16_in_the_key_dimensions():
     torch.testing.assert_close(logits[..., [0, 1, 3]], expected[..., [0, 1, 3]], atol=1e-4, rtol=0)
     assert (logits[..., 2] < -9e3).all()
     assert torch.equal(wide_value[..., :head_dim], value)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention compiles its kernel")
+def test_flex_attention_gives_the_same_boxes():
+    model = tiny_model(dtype=torch.float32, hidden_size=64)
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    expected = model.generate(**inputs).scale_boxes
+    model.set_attn_implementation("flex_attention")
+    close(model.generate(**inputs).scale_boxes, expected, torch.float32)

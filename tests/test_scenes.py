@@ -451,3 +451,9 @@ def test_a_model_that_ignores_the_words_does_badly():
     assert chance["the whole picture"] < 0.01
     assert chance["the largest object"] < 0.3 and chance["a random object"] < 0.25
     assert chance["a random object that the target's attributes fit"] < 0.75
+
+
+def test_a_target_that_only_its_exact_texture_tells_is_described():
+    """The family of its texture ("striped"), drawn first for this sample, fits another object too."""
+    sample = make_sample(1, 19018, level="easy", expressions_per_scene=4)
+    assert execute(sample["program"], Facts(sample["scene"])) == sample["scene"]["target"]

@@ -59,7 +59,9 @@ class Proposer:
                 if program is not None and self._names(program, target):
                     return kind, program, target
             del weights[kind]
-        targets = [number for number in self.scene.targets if self._unique_filters(number)]
+        # A texture's family may have been drawn where only its exact name tells the target: draw anew until one does.
+        while not (targets := [number for number in self.scene.targets if self._unique_filters(number)]):
+            self._described.clear()
         target = pick(self.rng, targets)
         return "attribute", self._attribute(target), target
 

@@ -47,6 +47,18 @@ class Level:
 
 
 LEVELS = {
+    "basic": Level(
+        objects=(2, 4),
+        longest_side=(256, 320),
+        elongation=1.3,
+        sizes={"large": 1.0},
+        minimum_side=32.0,
+        occlusion=0.0,
+        copies=0.0,
+        expressions={"attribute": 1.0},
+        redundancy=0.5,
+        noise=(1, 3),
+    ),
     "easy": Level(
         objects=(3, 6),
         longest_side=(256, 384),
