@@ -40,7 +40,7 @@ class Arguments:
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )
     dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: basic, easy, standard or hard."}
+        default="standard", metadata={"help": "Level of Scenes: primer, basic, easy, standard or hard."}
     )
     expressions_per_scene: int = field(
         default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}

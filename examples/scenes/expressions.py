@@ -276,10 +276,11 @@ class Proposer:
 
     def _allowed_descriptions(self, target: int, required) -> list[tuple[Filters, ObjectSet]]:
         required = self.scene.required.get(target, ()) if required is None else required
+        required = {*required, *self.level.named}
         descriptions = self._descriptions(target)
         if not required:
             return descriptions
-        return [each for each in descriptions if set(required) <= {attribute for attribute, _ in each[0]}]
+        return [each for each in descriptions if required <= {attribute for attribute, _ in each[0]}]
 
     def _unique_filters(self, target: int, required=None, source: ObjectSet | None = None) -> list[Filters]:
         certain, possible = source or (self.facts.everything, self.facts.everything)

@@ -32,6 +32,7 @@ class Level:
         expressions (`dict[str, float]`): Share of each expression type.
         redundancy (`float`): Probability that a description says more than it needs to.
         noise (`tuple[int, int]`): Range of the sensor noise's standard deviation, of 255.
+        named (`tuple[str, ...]`, *optional*): Attributes that every description names.
     """
 
     objects: tuple[int, int]
@@ -44,21 +45,25 @@ class Level:
     expressions: dict[str, float]
     redundancy: float
     noise: tuple[int, int]
+    named: tuple[str, ...] = ()
 
+
+_BASIC = Level(
+    objects=(2, 4),
+    longest_side=(256, 320),
+    elongation=1.3,
+    sizes={"large": 1.0},
+    minimum_side=32.0,
+    occlusion=0.0,
+    copies=0.0,
+    expressions={"attribute": 1.0},
+    redundancy=0.5,
+    noise=(1, 3),
+)
 
 LEVELS = {
-    "basic": Level(
-        objects=(2, 4),
-        longest_side=(256, 320),
-        elongation=1.3,
-        sizes={"large": 1.0},
-        minimum_side=32.0,
-        occlusion=0.0,
-        copies=0.0,
-        expressions={"attribute": 1.0},
-        redundancy=0.5,
-        noise=(1, 3),
-    ),
+    "primer": replace(_BASIC, named=("color",)),
+    "basic": _BASIC,
     "easy": Level(
         objects=(3, 6),
         longest_side=(256, 384),
