@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PICTURE ?= examples/demo.png
-EXPRESSION ?= the red circle
+EXPRESSION ?= the violet disc
 BIN := .venv/bin
 
 help: ## Show the targets

@@ -526,7 +526,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         >>> processor = ScanFormerProcessor.from_pretrained(checkpoint)
 
         >>> image = Image.open("examples/demo.png")
-        >>> inputs = processor(images=image, text="the red circle", return_tensors="pt")
+        >>> inputs = processor(images=image, text="the violet disc", return_tensors="pt")
         >>> outputs = model(**inputs)
         >>> result = processor.post_process_visual_grounding(outputs, target_sizes=[image.size[::-1]])[0]
         ```"""

@@ -44,8 +44,8 @@ class VisualGroundingPipeline(Pipeline):
     >>> from transformers import pipeline
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
-    >>> pipe("examples/demo.png", text="the red circle")
-    {'score': 0.9, 'label': 'the red circle', 'box': {'xmin': 30, 'ymin': 42, 'xmax': 78, 'ymax': 90}}
+    >>> pipe("examples/demo.png", text="the violet disc")
+    {'score': 0.71, 'label': 'the violet disc', 'box': {'xmin': 74, 'ymin': 167, 'xmax': 134, 'ymax': 223}}
     ```
     """
 
