@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 
 # Before anything imports huggingface_hub, which reads it once: tests must not depend on a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,3 +38,13 @@ HUGGINGFACE_MARKERS = (
 def pytest_configure(config):
     for marker in HUGGINGFACE_MARKERS:
         config.addinivalue_line("markers", f"{marker}: set by Hugging Face's common tests")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folder of a tiny model and its processor."""
+    from tiny import save_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_tiny_checkpoint(folder)
+    return folder

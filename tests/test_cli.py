@@ -4,7 +4,7 @@ import json
 
 import pytest
 from PIL import Image
-from test_pipeline import checkpoint, picture  # noqa: F401 - a fixture
+from tiny import picture
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_ground_prints_boxes_and_writes_the_scan(checkpoint, image_file, tmp_path):  # noqa: F811
+def test_ground_prints_boxes_and_writes_the_scan(checkpoint, image_file, tmp_path):
     out = tmp_path / "scan.png"
     result = run("ground", image_file, "red", "the big circle", "--model", checkpoint, "--out", out)
     assert result.exit_code == 0, result.output
@@ -35,7 +35,7 @@ def test_ground_prints_boxes_and_writes_the_scan(checkpoint, image_file, tmp_pat
         assert drawing.height > 80
 
 
-def test_json_is_the_only_output(checkpoint, image_file):  # noqa: F811
+def test_json_is_the_only_output(checkpoint, image_file):
     result = run("ground", image_file, "red", "--model", checkpoint, "--json")
     (answer,) = json.loads(result.stdout)
     assert answer["label"] == "red" and len(answer["scale_boxes"]) == len(answer["patches_read"]) == 3
@@ -49,7 +49,7 @@ def test_json_is_the_only_output(checkpoint, image_file):  # noqa: F811
         (None, "red", "nowhere/to/be/found", "nowhere/to/be/found"),
     ],
 )
-def test_errors_are_one_line_and_the_exit_code_says_so(checkpoint, image_file, image, expression, model, message):  # noqa: F811
+def test_errors_are_one_line_and_the_exit_code_says_so(checkpoint, image_file, image, expression, model, message):
     result = run("ground", image or image_file, expression, "--model", model or checkpoint)
     assert result.exit_code == 1
     assert message in result.stderr and "Traceback" not in result.output

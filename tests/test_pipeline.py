@@ -4,28 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes.create_model import create_tokenizer
-from tiny import tiny_model
+from tiny import picture
 from torch.utils.data import Dataset
 from transformers import pipeline
 
-from modeling_scanformer import ScanFormerImageProcessor, ScanFormerProcessor, VisualGroundingPipeline, draw_scan
+from modeling_scanformer import VisualGroundingPipeline, draw_scan
 from modeling_scanformer.visualization_scanformer import rebuild_seen_image, stack_drawings
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = create_tokenizer(model_max_length=12)
-    image_processor = ScanFormerImageProcessor(size={"longest_edge": 24}, patch_size=2, num_scales=3)
-    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
-    ScanFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

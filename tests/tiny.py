@@ -1,8 +1,18 @@
 """A tiny model with lively weights, and ragged inputs for it."""
 
+import numpy as np
 import torch
+from PIL import Image
+from scenes.create_model import create_tokenizer
 
-from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, image_pyramid, pad_pyramids
+from modeling_scanformer import (
+    ScanFormerConfig,
+    ScanFormerForVisualGrounding,
+    ScanFormerImageProcessor,
+    ScanFormerProcessor,
+    image_pyramid,
+    pad_pyramids,
+)
 
 
 def tiny_config(**options) -> ScanFormerConfig:
@@ -74,3 +84,16 @@ def dense_logits(outputs, scale: int, row: int, num_patches: int) -> torch.Tenso
     dense = torch.full((num_patches, 4), torch.nan, dtype=logits.dtype)
     dense[indices[indices >= 0]] = logits[indices >= 0]
     return dense
+
+
+def save_tiny_checkpoint(folder):
+    """A tiny model with its processor, for whatever loads from a folder."""
+    tokenizer = create_tokenizer(model_max_length=12)
+    image_processor = ScanFormerImageProcessor(size={"longest_edge": 24}, patch_size=2, num_scales=3)
+    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
+    ScanFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height))
