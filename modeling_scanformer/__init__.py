@@ -28,6 +28,7 @@ from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
 from .image_processing_scanformer import ScanFormerImageProcessor, read_image
 from .modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerPreTrainedModel
 from .pipeline_scanformer import DEFAULT_CHECKPOINT, VisualGroundingPipeline
+from .portability_scanformer import save_portable
 from .processing_scanformer import ScanFormerProcessor
 from .pyramid_scanformer import image_pyramid, pad_pyramids
 from .visualization_scanformer import draw_scan
@@ -49,6 +50,7 @@ __all__ = [
     "image_pyramid",
     "pad_pyramids",
     "read_image",
+    "save_portable",
 ]
 __version__ = "0.1.0"
 

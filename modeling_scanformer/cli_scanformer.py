@@ -22,7 +22,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from .pipeline_scanformer import DEFAULT_CHECKPOINT
-from .visualization_scanformer import draw_scan, stack_drawings
+from .visualization_scanformer import stack_drawings
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -47,7 +47,7 @@ def ground(
         pipe = pipeline("visual-grounding", model=model)
         answers = pipe(image, text=expressions, return_scan=True)
         if out is not None:
-            stack_drawings([draw_scan(image, answer, pipe.processor) for answer in answers]).save(out)
+            stack_drawings([pipe.draw(image, answer) for answer in answers]).save(out)
     except (ValueError, OSError) as error:
         typer.echo(f"scanformer: {error}", err=True)
         raise typer.Exit(1) from error

@@ -17,6 +17,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .portability_scanformer import IS_REMOTE_CODE, code_entries, renew_code_entries
+
 
 logger = logging.get_logger(__name__)
 
@@ -140,7 +142,10 @@ class ScanFormerConfig(PreTrainedConfig):
                 f"The checkpoint is of model type '{model_type}', not '{cls.model_type}'. Load it with the classes of "
                 f"'{model_type}', or convert it first."
             )
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict if IS_REMOTE_CODE else renew_code_entries(config_dict), **kwargs)
+
+    def to_diff_dict(self):
+        return renew_code_entries(super().to_diff_dict(), code_entries)
 
     def validate_architecture(self):
         """Validates that the sizes fit together. Called by the strict dataclass after initialisation."""

@@ -19,6 +19,7 @@ import math
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -33,6 +34,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .loss_scanformer import center_to_corners
+from .portability_scanformer import processor_code_entries, renew_code_entries
 from .pyramid_scanformer import image_pyramid, pad_pyramids
 
 
@@ -277,6 +279,9 @@ class ScanFormerImageProcessor(PilBackend):
             ValueError: for a picture that cannot be decoded, is empty or holds NaN.
         """
         return super().preprocess(images, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return renew_code_entries(super().to_dict(), processor_code_entries)
 
     def fetch_images(self, image_url_or_urls):
         if isinstance(image_url_or_urls, (list, tuple)):

@@ -18,6 +18,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import Pipeline, no_collate_fn
@@ -27,6 +28,7 @@ from .generation_scanformer import OPTIONS
 from .image_processing_scanformer import read_image
 from .loss_scanformer import center_to_corners
 from .pyramid_scanformer import pad_pyramids
+from .visualization_scanformer import draw_scan
 
 
 # In a wheel the checkpoint lies inside the package, in a clone of the repository beside it.
@@ -177,6 +179,10 @@ class VisualGroundingPipeline(Pipeline):
         dataloader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=collate_fn)
         model_iterator = PipelineIterator(dataloader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(model_iterator, self.postprocess, postprocess_params)
+
+    def draw(self, image: str | PIL.Image.Image, answer: dict[str, Any]) -> PIL.Image.Image:
+        """The picture that explains an answer given with `return_scan=True`: see [`draw_scan`]."""
+        return draw_scan(image, answer, self.processor)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save the model and the processor; arguments as in [`~PreTrainedModel.save_pretrained`]."""

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Image/Text processor class for ScanFormer."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
@@ -20,6 +22,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from .image_processing_scanformer import ScanFormerImageProcessor, flatten_images, get_picture_size
+from .portability_scanformer import processor_code_entries, renew_code_entries
 
 
 # Rounding puts many annotated boxes, COCO's for one, a fraction of a pixel outside of their picture.
@@ -41,6 +44,8 @@ class ScanFormerProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: ScanFormerImageProcessor, tokenizer):
         super().__init__(image_processor, tokenizer)
+        # a save with code marks the tokenizer too, although it has none
+        tokenizer.init_kwargs.pop("auto_map", None)
 
     def __call__(
         self,
@@ -173,6 +178,9 @@ class ScanFormerProcessor(ProcessorMixin):
     def post_process_visual_grounding(self, outputs, target_sizes, threshold=None, text=None) -> list[dict]:
         """See [`ScanFormerImageProcessor.post_process_visual_grounding`]."""
         return self.image_processor.post_process_visual_grounding(outputs, target_sizes, threshold, text)
+
+    def to_dict(self) -> dict[str, Any]:
+        return renew_code_entries(super().to_dict(), processor_code_entries)
 
     @property
     def model_input_names(self) -> list[str]:
