@@ -24,6 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Scripts in examples/ import each other as top-level modules.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+pytest_plugins = ["hub_server.fixture"]
+
 # Carried by Hugging Face's common tests.
 HUGGINGFACE_MARKERS = (
     "accelerate_tests",

@@ -144,6 +144,8 @@ SPLITS = {
     "test-night": Split("test", effect="night"),
     "test-fog": Split("test", effect="fog"),
     "test-rain": Split("test", effect="rain"),
+    "train-night": Split("train", effect="night"),
+    "validation-night": Split("validation", effect="night"),
 }
 
 

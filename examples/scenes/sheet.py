@@ -45,7 +45,9 @@ class SheetArguments:
 def draw_sheet(arguments: SheetArguments) -> Image.Image:
     """A picture with `rows` x `columns` samples."""
     # Without a split, half the sheet shows what training sees, and the rest what the special test splits ask.
-    splits = [arguments.split] if arguments.split else ["train", *list(SPLITS)[3:]]
+    splits = (
+        [arguments.split] if arguments.split else ["train", *(split for split in SPLITS if split.startswith("test-"))]
+    )
     count = arguments.rows * arguments.columns
     special = splits[1:]
     names = [splits[0]] * (count - len(special)) + special if count > len(special) else splits[:count]
