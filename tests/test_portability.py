@@ -124,6 +124,36 @@ def test_a_portable_repository_loads_with_and_without_the_package(portable, tmp_
     assert not mentions_code(tmp_path / "lean")
 
 
+PINNED = """
+import sys
+sys.modules["modeling_scanformer"] = None
+from transformers import pipeline
+
+pipe = pipeline("visual-grounding", model="org/name", revision="REVISION", trust_remote_code=True)
+assert pipe(sys.argv[-1], text="the red disc")["score"] > 0
+for each in (pipe, pipe.model, pipe.processor):
+    assert "REVISION" in type(each).__module__, type(each)
+print(pipe.model.config.selection_threshold)
+"""
+
+
+def test_a_pinned_revision_stays_what_it_was_and_loads_from_the_cache(portable, hub, hub_client, tmp_path):
+    hub_client.create_repo("org/name")
+    pinned = hub_client.upload_folder(repo_id="org/name", folder_path=portable).oid
+    config = json.loads((portable / "config.json").read_text())
+    later = json.dumps({**config, "selection_threshold": 0.75}).encode()
+    hub_client.upload_file(repo_id="org/name", path_or_fileobj=later, path_in_repo="config.json")
+    hub_client.upload_file(
+        repo_id="org/name", path_or_fileobj=b"raise SystemExit", path_in_repo="pipeline_scanformer.py"
+    )
+    picture(64, 48).save(tmp_path / "picture.png")
+    code = PINNED.replace("REVISION", pinned).replace("sys.argv[-1]", repr(str(tmp_path / "picture.png")))
+    online = hub.run_python(code).stdout
+    hub.close()
+    assert hub.run_python(code, HF_HUB_OFFLINE="1").stdout == online
+    assert float(online) == config["selection_threshold"]
+
+
 def test_no_code_runs_unasked(portable, tmp_path):
     with pytest.raises(AssertionError, match="trust_remote_code=True"):
         run_client(portable, tmp_path / "bare", installed=False)
