@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo space test lint format clean
 
 PYTHON ?= python3
 PICTURE ?= examples/demo.png
@@ -19,8 +19,19 @@ help: ## Show the targets
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@ .venv/runtime
 
+# Gradio wants an older Pillow, so the page has an environment of its own.
+.venv/space/ready: pyproject.toml constraints.txt hub_cards/space/requirements.txt
+	$(PYTHON) -m venv .venv/space
+	grep -v '^pillow==' constraints.txt > .venv/space/constraints.txt
+	.venv/space/bin/pip install --disable-pip-version-check -c .venv/space/constraints.txt -e . \
+		-r hub_cards/space/requirements.txt
+	@touch $@
+
 demo: .venv/runtime ## Ground an expression in a picture: make demo PICTURE=... EXPRESSION="..."
 	$(BIN)/scanformer ground "$(PICTURE)" "$(EXPRESSION)" --out scan.png
+
+space: .venv/space/ready ## Serve the demo page on this machine
+	.venv/space/bin/python hub_cards/space/app.py
 
 test: .venv/develop ## Run the tests
 	$(BIN)/python -m pytest -n 2 tests
