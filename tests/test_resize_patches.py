@@ -1,0 +1,49 @@
+"""Another patch size: the model sees its patches as it saw those of the old size."""
+
+import pytest
+import torch
+from tiny import save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
+
+from conversion.resize_patches import main, resize_patch_projection, resize_patches
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+
+
+def scaled_patches(pixel_values: torch.Tensor, patch_size: int, ratio: int) -> torch.Tensor:
+    """Flattened patches, each enlarged by repeating its pixels."""
+    patches = pixel_values.unflatten(-1, (patch_size, patch_size, 3))
+    return patches.repeat_interleave(ratio, -3).repeat_interleave(ratio, -2).flatten(-3)
+
+
+@pytest.mark.parametrize("size, new_size", [(4, 2), (2, 4), (2, 2), (2, 6)])
+def test_a_patch_looks_as_it_did_at_the_old_size(size, new_size, tmp_path):
+    """Equal outputs for patches and for the same patches enlarged, whichever of the two sizes is the new one."""
+    save_tiny_checkpoint(tmp_path)
+    processor = ScanFormerProcessor.from_pretrained(tmp_path)
+    model = tiny_model(patch_size=size)
+    resized, processor = resize_patches(model, processor, new_size, 24 * new_size // 2)
+    assert resized.config.patch_size == processor.image_processor.patch_size == new_size
+    small, large = sorted((size, new_size))
+    inputs = tiny_inputs(tiny_model(patch_size=small).config)
+    enlarged = {**inputs, "pixel_values": scaled_patches(inputs["pixel_values"], small, large // small)}
+    before, after = (inputs, enlarged) if size == small else (enlarged, inputs)
+    with torch.no_grad():
+        expected, actual = model(**before), resized.eval()(**after)
+    torch.testing.assert_close(actual.scale_boxes, expected.scale_boxes, rtol=0, atol=1e-10)
+    torch.testing.assert_close(actual.scale_scores, expected.scale_scores, rtol=0, atol=1e-10)
+
+
+def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
+    main(str(checkpoint), tmp_path / "out", patch_size=1)
+    model = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")
+    processor = ScanFormerProcessor.from_pretrained(tmp_path / "out")
+    assert model.config.patch_size == 1 and processor.image_processor.size["longest_edge"] == 24
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    assert model.generate(**take_row(inputs, 0, 3)).scale_boxes.shape == (1, 3, 4)
+
+
+def test_sizes_that_do_not_fit_are_named(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="multiple or a divisor of 4, got 3"):
+        resize_patch_projection(torch.zeros(8, 48), 4, 3)
+    with pytest.raises(SystemExit, match="multiple of 16"):
+        main(str(checkpoint), tmp_path / "out", patch_size=4, longest_edge=24)
+    assert not (tmp_path / "out").exists()
