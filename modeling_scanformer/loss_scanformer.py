@@ -58,8 +58,11 @@ def center_to_corners(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the true entries of a mask; 0 if there are none."""
-    return values.where(mask, 0).sum() / mask.sum().clamp(min=1)
+    """
+    Mean over a batch to which only the true entries of a mask add. So the loss of a batch is the mean of its samples'
+    losses, however they are shared out over processes and accumulation steps.
+    """
+    return values.where(mask, 0).mean()
 
 
 def relevance(indices: torch.Tensor, grid: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

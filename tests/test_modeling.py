@@ -74,9 +74,12 @@ def test_a_sample_without_target_teaches_the_score_only():
     torch.testing.assert_close(torch.stack([outputs.loss_dict[f"loss_score_{s}"] for s in range(3)]), expected)
 
 
-def test_loss_and_gradients_are_those_of_the_members_averaged():
+@pytest.mark.parametrize("row_without_target", [None, 1])
+def test_loss_is_that_of_the_members_averaged(row_without_target):
     model = tiny_model().train()
     inputs, labels = tiny_inputs(model.config), tiny_labels()
+    if row_without_target is not None:
+        labels[row_without_target] = torch.nan
     whole = model(**inputs, labels=labels).loss
     parts = [model(**{n: v[i : i + 1] for n, v in inputs.items()}, labels=labels[i : i + 1]).loss for i in range(3)]
     torch.testing.assert_close(whole, torch.stack(parts).mean())
