@@ -35,10 +35,10 @@ from typing import Literal
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from grounding_cost import measure_cost
-from grounding_data import DataError, GroundingCollator, load_grounding_dataset
-from grounding_evaluation import predict, summarize
-from grounding_report import plot, to_markdown
+from grounding.cost import measure_cost
+from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.evaluation import predict, summarize
+from grounding.report import plot, to_markdown
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
@@ -46,7 +46,7 @@ import modeling_scanformer
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
 
-# Without these, a line is no prediction; see `grounding_evaluation.predict`.
+# Without these, a line is no prediction; see `grounding.evaluation.predict`.
 PREDICTION_FIELDS = (
     *("row", "expression", "width", "height", "box", "score", "true_box"),
     *("scale_boxes", "patches_read", "num_patches", "truncated"),

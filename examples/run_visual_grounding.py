@@ -1,17 +1,19 @@
 """
-Train or fine-tune a ScanFormer on any data set with the columns image, expression and bbox (xyxy, pixels).
+Train or fine-tune a ScanFormer, or a LoRA adapter of one, on any data set with pictures, expressions and boxes.
 
-    accelerate launch examples/run_visual_grounding.py --model_name_or_path outputs/untrained --dataset scenes \
+    python examples/run_visual_grounding.py --model_name_or_path outputs/untrained --dataset scenes \
         --dataset_level easy --output_dir outputs/easy --max_train_steps 2000
+
+    accelerate launch examples/run_visual_grounding.py --model_name_or_path hub_cards/scanformer-tiny-scenes \
+        --dataset my-pictures --train_val_split 0.2 --lora_r 8 --output_dir outputs/adapter
 
 Arguments can also come from a YAML file: `python examples/run_visual_grounding.py settings.yaml`.
 """
 
 import json
-import math
 import os
-import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,40 +21,33 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker, on_main_process
-from accelerate.utils import ProjectConfiguration, set_seed
-from grounding_data import GroundingCollator, load_grounding_dataset
-from grounding_evaluation import evaluate_grounding
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
+from grounding.arguments import GroundingArguments
+from grounding.checkpoints import (
+    TrainingState,
+    find_checkpoint,
+    load_checkpoint,
+    remove_partial,
+    save_checkpoint,
+    save_model,
+)
+from grounding.checks import DataError
+from grounding.evaluation import evaluate_grounding
+from grounding.hub import open_repository, push, write_card
+from grounding.optimization import average_weights, create_parameter_groups, selection_threshold
+from grounding.setup import load_datasets, load_model, make_collators
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, SchedulerType, get_scheduler
-
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
 
 logger = get_logger(__name__, log_level="INFO")
 
 
-@dataclass
-class Arguments:
-    model_name_or_path: str = field(metadata={"help": "Model to start from: a folder or an id on the Hub."})
+@dataclass(kw_only=True)
+class Arguments(GroundingArguments):
     output_dir: str = field(metadata={"help": "Folder for the trained model, its checkpoints and its log."})
-    dataset: str = field(
-        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
-    )
-    dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: primer, basic, easy, standard or hard."}
-    )
-    expressions_per_scene: int = field(
-        default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}
-    )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on; empty for none."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples only."})
-    on_error: str = field(
-        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and warn."}
-    )
-    max_eval_samples: int = field(default=1000, metadata={"help": "Evaluate on so many samples."})
-    longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size of every process."})
     per_device_eval_batch_size: int = field(default=50, metadata={"help": "Batch size of every process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches that make one step."})
@@ -63,23 +58,45 @@ class Arguments:
     lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})
     num_warmup_steps: int = field(default=200, metadata={"help": "Steps over which the learning rate rises."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    selection_warmup_steps: int = field(default=0, metadata={"help": "Steps at the start that read every patch."})
-    selection_anneal_steps: int = field(
-        default=0, metadata={"help": "Steps after that over which the selection threshold rises to the model's."}
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save a moving average of the weights that keeps this share a step."},
     )
-    selection_threshold: float | None = field(default=None, metadata={"help": "Threshold, if not the model's."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
-    seed: int = field(default=0, metadata={"help": "Seed of the data order and of Scenes."})
+    seed: int = field(default=0, metadata={"help": "Seed of the data order, of augmentation and of Scenes."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
     eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations in a row without a better acc@0.5."}
+    )
     checkpointing_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint to go on from, or 'latest'."}
     )
     report_to: str | None = field(default=None, metadata={"help": "A tracker of Accelerate, besides log.jsonl."})
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "At the end, push the best model, or without evaluations the last one."}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository to push to: name or owner/name."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make that private, if it is new."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise DataError(f"--ema_decay lies between 0 and 1, got {self.ema_decay}.")
+        if self.checkpoints_total_limit < 1:
+            raise DataError(f"--checkpoints_total_limit is at least 1, got {self.checkpoints_total_limit}.")
+        if self.early_stopping_patience is not None and not self.evaluates:
+            raise DataError("--early_stopping_patience needs --validation_split or --train_val_split.")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise DataError("--push_to_hub needs to know where: --hub_model_id NAME.")
+        if self.push_to_hub and self.train == "lora" and Path(self.model_name_or_path).exists():
+            raise DataError(
+                "An adapter names its base, and nobody else has your folder: publish the base first, and give its id on the "
+                "Hub as --model_name_or_path."
+            )
 
 
 class JsonlTracker(GeneralTracker):
@@ -116,135 +133,94 @@ def parse_arguments() -> Arguments:
     return parser.parse_args_into_dataclasses()[0]
 
 
-def selection_threshold(step: int, args: Arguments, final: float) -> float:
-    """Everything is read at first, then the threshold rises linearly to its final value."""
-    progress = (step - args.selection_warmup_steps) / max(args.selection_anneal_steps, 1)
-    return final * min(max(progress, 0.0), 1.0) if step < _annealed(args) else final
+def describe(args: Arguments) -> dict:
+    """The settings, in what all trackers take."""
+    settings = {name: value for name, value in asdict(args).items() if value is not None}
+    return {**settings, "augment": " ".join(args.augment)}
 
 
-def _annealed(args: Arguments) -> int:
-    return args.selection_warmup_steps + args.selection_anneal_steps
+def make_dataloader(dataset, batch_size: int, collator, args: Arguments, **options) -> DataLoader:
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collator,
+        num_workers=min(args.dataloader_num_workers, 1) if is_stream else args.dataloader_num_workers,
+        # of its own: a resumed run makes one loader more, and must not draw other numbers for dropout because of it
+        generator=torch.Generator().manual_seed(args.seed),
+        **options,
+    )
 
 
-def create_optimizer(model: torch.nn.Module, args: Arguments) -> torch.optim.Optimizer:
-    """AdamW; vectors (biases, norms) and embeddings do not decay."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed, plain = [], []
-    for parameter in model.parameters():
-        (plain if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.learning_rate)
+def endless_batches(loader: DataLoader, dataset, state: TrainingState) -> Iterator[dict]:
+    """Batches from where the state stands, epoch after epoch; the state counts them."""
+    while True:
+        dataset.set_epoch(state.epoch)
+        loader.set_epoch(state.epoch)
+        for batch in skip_first_batches(loader, state.batches):
+            state.batches += 1
+            yield batch
+        if state.batches == 0:
+            raise DataError("The training data do not fill one batch.")
+        state.epoch, state.batches = state.epoch + 1, 0
 
 
-def find_checkpoint(args: Arguments) -> Path | None:
-    if args.resume_from_checkpoint is None:
-        return None
-    if args.resume_from_checkpoint != "latest":
-        path = Path(args.resume_from_checkpoint)
-        if not path.is_dir():
-            raise ValueError(f"There is no checkpoint {path}.")
-        return path
-    checkpoints = list_checkpoints(args.output_dir)
-    if not checkpoints:
-        raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}.")
-    return checkpoints[-1]
+def mean_over_processes(sums: dict[str, float], count: int) -> dict[str, float]:
+    """Means of sums over `count` steps, each process having its share of every batch."""
+    everyone = gather_object([sums])
+    return {name: round(sum(own[name] for own in everyone) / len(everyone) / count, 5) for name in sums}
 
 
-def list_checkpoints(output_dir: str) -> list[Path]:
-    """Checkpoints in the order of their steps."""
-    return sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-
-
-def save_checkpoint(accelerator: Accelerator, args: Arguments, step: int):
-    """Write a checkpoint under another name first, so that a half-written one is never taken for whole."""
-    path = Path(args.output_dir) / f"checkpoint-{step}"
-    partial = path.with_name(f"partial-{step}")
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
-        for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def save_model(
-    accelerator: Accelerator, model: ScanFormerForVisualGrounding, processor, folder: Path, threshold: float
-):
-    """Save the model with its final selection threshold, whatever the current one."""
-    if accelerator.is_main_process:
-        current, model.config.selection_threshold = model.config.selection_threshold, threshold
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        model.config.selection_threshold = current
-
-
-def main():
-    args = parse_arguments()
+def train(args: Arguments):
     os.makedirs(args.output_dir, exist_ok=True)
     tracker = JsonlTracker(args.output_dir)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # a step may take its batches from two epochs: so all steps are equal
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
         log_with=[tracker] if args.report_to is None else [tracker, args.report_to],
         project_config=ProjectConfiguration(project_dir=args.output_dir),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, dispatch_batches=False),
         step_scheduler_with_optimizer=False,
     )
-    accelerator.init_trackers(Path(args.output_dir).name, config=asdict(args))
+    if (
+        accelerator.num_processes == 1
+        and os.environ.get("ACCELERATE_USE_CPU") == "True"
+        and "MASTER_ADDR" in os.environ
+    ):
+        logger.warning(
+            "`accelerate launch --cpu --num_processes N` starts one process, unless it is given an MPI. See "
+            "examples/accelerate_configs/cpu_2_processes.yaml for several."
+        )
     set_seed(args.seed)
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if accelerator.is_main_process:
+        remove_partial(args.output_dir)
+    repo_id = None
+    if args.push_to_hub and accelerator.is_main_process:
+        repo_id = open_repository(args.hub_model_id, args.hub_private_repo)
 
-    processor = ScanFormerProcessor.from_pretrained(args.model_name_or_path)
-    if args.longest_edge is not None:
-        processor.image_processor.size = {"longest_edge": args.longest_edge}
-    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
-    model = ScanFormerForVisualGrounding.from_pretrained(args.model_name_or_path, **options)
+    model, processor = load_model(args)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    if args.selection_threshold is not None:
-        model.config.selection_threshold = args.selection_threshold
     final_threshold = model.config.selection_threshold
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    train_dataset = load_grounding_dataset(
-        args.dataset,
-        args.train_split,
-        seed=args.seed,
-        num_samples=args.max_train_samples
-        or (args.max_train_steps * batch_size if args.dataset == "scenes" else None),
-        level=args.dataset_level,
-        expressions_per_scene=args.expressions_per_scene,
-        on_error=args.on_error,
-    )
-    workers = {"num_workers": args.dataloader_num_workers}
-    train_loader = DataLoader(
-        # the samples of Scenes are in random order already, and made one after another
-        train_dataset,
-        shuffle=args.dataset != "scenes",
-        batch_size=args.per_device_train_batch_size,
-        drop_last=True,
-        collate_fn=GroundingCollator(processor, on_error=args.on_error),
-        **workers,
+    train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
+    train_collator, eval_collator = make_collators(args, processor, args.seed)
+    # the samples of Scenes are in random order already, and made one after another; a stream shuffles itself
+    shuffle = {} if args.streaming or args.dataset == "scenes" else {"shuffle": True}
+    train_loader = make_dataloader(
+        train_dataset, args.per_device_train_batch_size, train_collator, args, drop_last=True, **shuffle
     )
     eval_loader = None
-    if args.validation_split:
-        eval_dataset = load_grounding_dataset(
-            args.dataset,
-            args.validation_split,
-            seed=args.seed,
-            num_samples=args.max_eval_samples,
-            level=args.dataset_level,
-            on_error=args.on_error,
-        )
-        eval_loader = DataLoader(
-            eval_dataset,
-            batch_size=args.per_device_eval_batch_size,
-            collate_fn=GroundingCollator(processor, on_error=args.on_error, keep_samples=True),
-            **workers,
-        )
+    if eval_dataset is not None:
+        eval_loader = make_dataloader(eval_dataset, args.per_device_eval_batch_size, eval_collator, args)
 
-    optimizer = create_optimizer(model, args)
+    groups = create_parameter_groups(model, args.learning_rate, args.weight_decay, args.layerwise_lr_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer=optimizer,
@@ -254,61 +230,84 @@ def main():
     model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
         model, optimizer, train_loader, eval_loader, scheduler
     )
+    if not args.streaming and len(train_loader) == 0:
+        raise DataError(
+            f"The training data, {len(train_dataset)} samples, do not fill one batch of {args.per_device_train_batch_size} "
+            "for every process: lower --per_device_train_batch_size."
+        )
     unwrapped = accelerator.unwrap_model(model)
-
-    step = 0
-    checkpoint = find_checkpoint(args)
+    state = TrainingState()
+    accelerator.register_for_checkpointing(state)
+    average = None if args.ema_decay is None else average_weights(unwrapped, args.ema_decay)
+    if average is not None:
+        accelerator.register_for_checkpointing(average)
+    # what is evaluated and saved
+    answering = unwrapped if average is None else average.module
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-        step = int(checkpoint.name.split("-")[1])
-        logger.info(f"Resumed from {checkpoint}")
-    steps_per_epoch = len(train_loader) // args.gradient_accumulation_steps
-    if steps_per_epoch == 0:
-        raise ValueError(f"The training data does not fill one step of {batch_size} samples.")
+        load_checkpoint(accelerator, checkpoint)
+    accelerator.init_trackers(Path(args.output_dir).name, config=describe(args))
 
-    logger.info(f"Training {unwrapped.num_parameters():,} parameters for {args.max_train_steps} steps of {batch_size}")
-    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process)
-    sums: dict[str, float] = {}
-    best = -math.inf
-    while step < args.max_train_steps:
-        epoch, done = divmod(step, steps_per_epoch)
-        train_loader.set_epoch(epoch)
-        loader = skip_first_batches(train_loader, done * args.gradient_accumulation_steps)
-        for batch in loader:
-            unwrapped.config.selection_threshold = selection_threshold(step, args, final_threshold)
-            model.train()
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
-                    outputs = model(**batch)
-                accelerator.backward(outputs.loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / args.gradient_accumulation_steps
-            if not accelerator.sync_gradients:
-                continue
-            scheduler.step()
-            step += 1
-            progress.update()
-            progress.set_postfix(loss=f"{outputs.loss.item():.3f}")
-            if step % args.logging_steps == 0:
-                means = {name: round(value / args.logging_steps, 5) for name, value in sums.items()}
-                accelerator.log({**means, "learning_rate": scheduler.get_last_lr()[0]}, step=step)
-                sums = {}
-            if eval_loader is not None and (step % args.eval_steps == 0 or step == args.max_train_steps):
-                results = evaluate_grounding(unwrapped, eval_loader, accelerator)
-                accelerator.log({f"eval_{name}": value for name, value in results.items()}, step=step)
-                if results["acc@0.5"] > best:
-                    best = results["acc@0.5"]
-                    save_model(accelerator, unwrapped, processor, Path(args.output_dir) / "best", final_threshold)
-            if step % args.checkpointing_steps == 0:
-                save_checkpoint(accelerator, args, step)
-            if step == args.max_train_steps:
-                break
-    save_model(accelerator, unwrapped, processor, Path(args.output_dir), final_threshold)
+    trained = sum(parameter.numel() for parameter in unwrapped.parameters() if parameter.requires_grad)
+    present = sum(parameter.numel() for parameter in unwrapped.parameters())
+    logger.info(f"Training {trained:,} of {present:,} parameters for {args.max_train_steps} steps of {batch_size}")
+    if checkpoint is None:
+        accelerator.log({"trainable_parameters": trained, "all_parameters": present}, step=0)
+    progress = tqdm(total=args.max_train_steps, initial=state.step, disable=not accelerator.is_local_main_process)
+    patience = args.early_stopping_patience or float("inf")
+    batches = endless_batches(train_loader, train_dataset, state)
+    while state.step < args.max_train_steps and state.evaluations_without_gain < patience:
+        batch = next(batches)
+        unwrapped.config.selection_threshold = selection_threshold(
+            state.step, args.selection_warmup_steps, args.selection_anneal_steps, final_threshold
+        )
+        model.train()
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                outputs = model(**batch)
+            accelerator.backward(outputs.loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value.item() / args.gradient_accumulation_steps
+        if not accelerator.sync_gradients:
+            continue
+        scheduler.step()
+        if average is not None:
+            average.update_parameters(unwrapped)
+        state.step += 1
+        progress.update()
+        progress.set_postfix(loss=f"{outputs.loss.item():.3f}")
+        if state.step % args.logging_steps == 0:
+            means = mean_over_processes(state.sums, args.logging_steps)
+            accelerator.log({**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
+            state.sums = {}
+        if eval_loader is not None and (state.step % args.eval_steps == 0 or state.step == args.max_train_steps):
+            answering.config.selection_threshold = unwrapped.config.selection_threshold
+            results = evaluate_grounding(answering, eval_loader, accelerator)
+            accelerator.log({f"eval_{name}": value for name, value in results.items()}, step=state.step)
+            state.evaluations_without_gain += 1
+            if results["acc@0.5"] > state.best:
+                state.best, state.best_results, state.evaluations_without_gain = results["acc@0.5"], results, 0
+                save_model(accelerator, answering, processor, args.output_dir, final_threshold, folder="best")
+        if state.step % args.checkpointing_steps == 0:
+            save_checkpoint(accelerator, args.output_dir, state.step, args.checkpoints_total_limit)
+    save_model(accelerator, answering, processor, args.output_dir, final_threshold)
+    if repo_id is not None:
+        folder = Path(args.output_dir) / ("best" if state.best_results else "")
+        base, dataset = args.model_name_or_path, args.dataset
+        write_card(folder, repo_id, base, dataset, state.best_results, isinstance(unwrapped, PeftModel))
+        logger.info(f"Pushed to {push(folder, repo_id)}")
     accelerator.end_training()
+
+
+def main():
+    try:
+        train(parse_arguments())
+    except DataError as error:
+        # a worker of the data loader puts its traceback in front
+        sys.exit(f"error: {str(error).rpartition('DataError: ')[2]}")
 
 
 if __name__ == "__main__":

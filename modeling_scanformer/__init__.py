@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters_scanformer import lora_config
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
@@ -48,6 +49,7 @@ __all__ = [
     "VisualGroundingPipeline",
     "draw_scan",
     "image_pyramid",
+    "lora_config",
     "pad_pyramids",
     "read_image",
     "save_portable",

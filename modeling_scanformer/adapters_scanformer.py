@@ -15,6 +15,17 @@
 
 from importlib import import_module
 
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+
+# PEFT keeps DoRA's magnitudes in a module but saves them without its ".weight". PEFT knows; Transformers' `load_adapter`
+# does not, and would start them anew.
+register_checkpoint_conversion_mapping(
+    "scanformer",
+    [WeightRenaming(r"lora_magnitude_vector\.([^.]+)$", r"lora_magnitude_vector.\1.weight")],
+    overwrite=True,
+)
 
 # How an adapter looks and how it answers: queries and values of all layers, and what turns states into answers.
 TARGET_MODULES = ("q_proj", "v_proj", "dense1", "dense2", "dense")
@@ -52,7 +63,7 @@ def lora_config(r: int = 8, **kwargs):
     >>> model.load_adapter("my-adapter")
     ```"""
     try:
-        # optional, so hidden from those who read what the package imports
+        # optional, so hidden from Transformers, which demands all that a repository's code imports
         peft = import_module("peft")
     except ImportError as error:
         raise ImportError("Adapters need PEFT: `pip install peft`.") from error
@@ -64,4 +75,36 @@ def lora_config(r: int = 8, **kwargs):
     return peft.LoraConfig(r=r, **{**defaults, **kwargs})
 
 
-__all__ = ["lora_config"]
+class ScanFormerAdapterMixin:
+    """What Transformers' own adapter methods of a model leave open."""
+
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
+        """
+        As in every model, but an adapter that was made for another model is an error.
+
+        Raises:
+            ValueError: if weights of the adapter have no place in the model, or the other way round.
+        """
+        adapter_name = adapter_name or "default"
+        report = super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        # the report also misses what belongs to other adapters
+        missing = {key for key in report.missing_keys if adapter_name in key.split(".")}
+        strays = sorted(missing | report.unexpected_keys)
+        if strays:
+            self.set_adapter(adapter_name)  # PEFT can only delete the active one
+            self.delete_adapter(adapter_name)
+            raise ValueError(
+                f"The adapter {peft_model_id} was made for another model: {len(strays)} weights are in one of them only, as "
+                f"{strays[0]}."
+            )
+        return report
+
+    def enable_adapters(self):
+        """As in every model, and also the modules that an adapter replaces, which Transformers leaves disabled."""
+        super().enable_adapters()
+        for module in self.modules():
+            if hasattr(module, "modules_to_save"):
+                module.enable_adapters(enabled=True)
+
+
+__all__ = ["ScanFormerAdapterMixin", "lora_config"]

@@ -98,6 +98,16 @@ class ScanFormerConfig(PreTrainedConfig):
     ```"""
 
     model_type = "scanformer"
+    # they differ in number from batch to batch, so Trainer cannot gather them
+    keys_to_ignore_at_inference = [
+        "loss_dict",
+        "patch_indices",
+        "selection_masks",
+        "selection_logits",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+    ]
 
     vocab_size: int = 30522
     hidden_size: int = 768

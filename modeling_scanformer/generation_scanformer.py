@@ -45,6 +45,9 @@ class ScanFormerGenerationConfig(GenerationConfig):
         ValueError: for an unknown option or a senseless value.
     """
 
+    # Trainer writes the tokenizer's special tokens into every generation config; a scan has no use for them.
+    eos_token_id = bos_token_id = pad_token_id = property(lambda self: None, lambda self, value: None)
+
     def __init__(self, **kwargs):
         # The parent's options are those of sampling text; none of them means anything here.
         self.max_scales: int | None = kwargs.pop("max_scales", None)

@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .adapters_scanformer import ScanFormerAdapterMixin
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings
@@ -74,7 +75,7 @@ class ScanFormerPredictionHead(nn.Module):
         return self.out_proj(self.activation_fn(self.dense2(hidden_states)))
 
 
-class ScanFormerPreTrainedModel(PreTrainedModel):
+class ScanFormerPreTrainedModel(ScanFormerAdapterMixin, PreTrainedModel):
     config: ScanFormerConfig
     config_class = ScanFormerConfig
     base_model_prefix = "model"

@@ -23,7 +23,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from grounding_data import load_grounding_dataset
+from grounding.data import load_grounding_dataset
 from PIL import Image
 from rec_miniature import (
     CATEGORIES,

@@ -25,9 +25,9 @@ import PIL.Image
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from grounding_cost import count_flops
-from grounding_data import DataError, GroundingCollator, load_grounding_dataset
-from grounding_evaluation import aspect_ratio, count_patches, evaluate_grounding, summarize, target_size
+from grounding.cost import count_flops
+from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.evaluation import aspect_ratio, count_patches, evaluate_grounding, summarize, target_size
 from metrics.visual_grounding.visual_grounding import accuracy, no_target_accuracy, pairwise_iou
 from scenes.create_model import create_tokenizer
 from tiny import tiny_model

@@ -13,20 +13,26 @@
 # limitations under the License.
 """Loading and checking of data sets: what is found, and what is said of what cannot be used."""
 
+import io
 import json
 import re
 
 import datasets
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
-from grounding_data import (
+from grounding.checks import read_picture_size
+from grounding.data import (
     DataError,
     GroundingCollator,
+    check_boxes_in_pictures,
     find_box_problem,
     find_parquet_splits,
     load_grounding_dataset,
+    split_by_picture,
 )
+from grounding.streaming import stream_grounding_dataset, take_samples
 from scenes.create_model import create_tokenizer
 
 from modeling_scanformer import ScanFormerImageProcessor, ScanFormerProcessor
@@ -223,3 +229,103 @@ def test_long_expressions_are_cut_and_told(tmp_path, processor):
     assert [sample["truncated"] for sample in batch["samples"]] == [True, False]
     assert [sample["width"] for sample in batch["samples"]] == [20, 20]
     assert torch.isnan(batch["labels"]).all(1).tolist() == [False, True]
+
+
+def test_columns_and_boxes_may_have_other_names_and_forms(tmp_path):
+    theirs = {"image": "img", "expression": "caption", "bbox": "region"}
+    rows = make_rows([[2, 3, 10, 6], None], bbox_of=[1, 2]).rename_columns(theirs)
+    write(rows, tmp_path / "test.parquet")
+    dataset = load_grounding_dataset(str(tmp_path), "test", columns=theirs, bbox_format="xywh")
+    assert [sample["bbox"] for sample in dataset] == [BOX, None]
+    assert dataset[0]["expression"] == "circle 0" and "bbox_of" not in dataset[0]
+    check_boxes_in_pictures(dataset)
+    with pytest.raises(DataError, match="--image_column"):
+        load_grounding_dataset(str(tmp_path), "test")
+    with pytest.raises(DataError, match="`bbox_format` must be one of"):
+        load_grounding_dataset(str(tmp_path), "test", columns=theirs, bbox_format="cxcywh")
+
+
+def test_boxes_in_another_form_are_noticed(tmp_path):
+    # (x, y, width, height): some of them have no area as corners
+    write(make_rows([[1, 1, 9, 5], [12, 2, 6, 6], [3, 4, 10, 3]]), tmp_path / "corners.parquet")
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError, match="All boxes make sense as xywh"):
+            load_grounding_dataset(str(tmp_path), "corners", on_error=on_error)
+    # corners, taken for (x, y, width, height): only the pictures tell
+    write(make_rows([[1, 1, 9, 5], [12, 2, 18, 8], [3, 4, 13, 7]]), tmp_path / "sizes.parquet")
+    dataset = load_grounding_dataset(str(tmp_path), "sizes", bbox_format="xywh")
+    with pytest.raises(DataError, match="2 of 3 rows.*\n.*\n.*\nAll boxes make sense as xyxy"):
+        check_boxes_in_pictures(dataset)
+    # one mistake in many is a mistake
+    write(make_rows([BOX] * 30 + [[12, 2, 6, 6]]), tmp_path / "mistake.parquet")
+    with pytest.raises(DataError) as error:
+        load_grounding_dataset(str(tmp_path), "mistake")
+    assert "xywh" not in str(error.value)
+    assert len(load_grounding_dataset(str(tmp_path), "mistake", on_error="skip")) == 30
+
+
+def test_sizes_of_pictures_are_those_of_upright_ones():
+    buffer = io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.new("RGB", (20, 10)).save(buffer, "jpeg", exif=exif)
+    assert read_picture_size({"path": None, "bytes": buffer.getvalue()}) == {"width": 10, "height": 20}
+    assert read_picture_size({"path": None, "bytes": b"no picture"}) == {}
+    assert read_picture_size({"path": "nowhere.png", "bytes": None}) == {}
+
+
+def test_lists_of_expressions_are_told(tmp_path):
+    write(make_rows([BOX], expression=[["the cup", "the mug"]]), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="'expression' holds lists. Make a row of every expression"):
+        load_grounding_dataset(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize("column", ["image", "image_id"])
+def test_held_out_pictures_are_not_trained_on(tmp_path, column):
+    ids = [f"picture {row // 2}" for row in range(12)]
+    pictures = [PIL.Image.new("RGB", (20, 10), (row // 2, 0, 0)) for row in range(12)]
+    rows = make_rows([BOX] * 12, **({"image_id": ids} if column == "image_id" else {"image": pictures}))
+    write(rows, tmp_path / "train.parquet")
+    dataset = load_grounding_dataset(str(tmp_path), "train")
+    train, validation = split_by_picture(dataset, 0.3, seed=1)
+    held_out = {ids[sample["row"]] for sample in validation}
+    assert len(validation) == 4 and len(held_out) == 2
+    assert {ids[sample["row"]] for sample in train} == set(ids) - held_out
+    assert split_by_picture(dataset, 0.3, seed=1)[1].indices == validation.indices
+    assert len({tuple(split_by_picture(dataset, 0.3, seed)[1].indices) for seed in range(5)}) > 1
+    with pytest.raises(DataError, match="at least two"):
+        split_by_picture(load_grounding_dataset(str(tmp_path), "train", num_samples=1), 0.5)
+    with pytest.raises(DataError, match="between 0 and 1"):
+        split_by_picture(dataset, 1.5)
+
+
+def test_a_stream_gives_the_same_samples(tmp_path):
+    boxes = [[1, 1, 2 + index % 9, 5] for index in range(20)]
+    write(make_rows(boxes), tmp_path / "data" / "train-00000-of-00001.parquet")
+    plain = load_grounding_dataset(str(tmp_path), "train", bbox_format="xywh")
+    stream = stream_grounding_dataset(str(tmp_path), "train", bbox_format="xywh", seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        samples = list(stream)
+        orders.append([sample["row"] for sample in samples])
+        assert sorted(orders[-1]) == list(range(20)) and samples[0]["epoch"] == epoch
+        for sample in samples:
+            assert {**sample, "epoch": 0} == plain[sample["row"]]
+    assert orders[0] == orders[2] != orders[1]
+
+    taken = take_samples(stream_grounding_dataset(str(tmp_path), "train", bbox_format="xywh"), 5)
+    assert [taken[index] for index in range(len(taken))] == [plain[index] for index in range(5)]
+    with pytest.raises(DataError, match=r"lacks the columns \['box'\]"):
+        stream_grounding_dataset(str(tmp_path), "train", columns={"bbox": "box"})
+    assert len(list(stream_grounding_dataset(str(tmp_path), "train", num_samples=4))) == 4
+
+
+def test_bad_rows_of_a_stream_stop_it_or_are_left_out(tmp_path):
+    write(make_rows([BOX, [9, 9, 1, 1], BOX]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="row 1, column 'bbox'"):
+        list(stream_grounding_dataset(str(tmp_path), "train"))
+    rows = [sample["row"] for sample in stream_grounding_dataset(str(tmp_path), "train", on_error="skip")]
+    assert rows == [0, 2]
+    with pytest.raises(DataError, match="no usable row"):
+        take_samples(stream_grounding_dataset(str(tmp_path), "train", num_samples=0), 5)

@@ -25,7 +25,7 @@ import pytest
 import torch
 import yaml
 from evaluate_visual_grounding import Arguments
-from grounding_evaluation import summarize
+from grounding.evaluation import summarize
 from huggingface_hub import CommitOperationAdd, ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments, pipeline

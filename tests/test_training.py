@@ -1,14 +1,34 @@
-"""examples/run_visual_grounding.py on a few samples of Scenes."""
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""examples/run_visual_grounding.py: runs that are killed, and disks that are full, change nothing about the result."""
 
 import json
+import multiprocessing
+import os
+import random
 import sys
+import time
 
 import pytest
 import run_visual_grounding
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from grounding.optimization import selection_threshold
 from safetensors.torch import load_file
 from scenes.create_model import create_model
+from tiny import picture
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +42,10 @@ def untrained(tmp_path_factory):
     return folder
 
 
-def train(monkeypatch, untrained, output_dir, **options):
+def make_command(model, output_dir, **options) -> list[str]:
+    """Four steps, unless options say otherwise."""
     options = {
-        "model_name_or_path": untrained,
+        "model_name_or_path": model,
         "output_dir": output_dir,
         "dataset_level": "easy",
         "max_train_steps": 4,
@@ -36,12 +57,37 @@ def train(monkeypatch, untrained, output_dir, **options):
         "num_warmup_steps": 1,
         **options,
     }
-    monkeypatch.setattr(sys, "argv", ["run_visual_grounding.py"] + [f"--{k}={v}" for k, v in options.items()])
+    command = ["run_visual_grounding.py"]
+    for name, value in options.items():
+        if value is None:
+            continue
+        command += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return command
+
+
+def train(monkeypatch, model, output_dir, **options):
+    """Losses by step, and all lines of the log."""
+    monkeypatch.setattr(sys, "argv", make_command(model, output_dir, **options))
+    reset_accelerator()
+    run_visual_grounding.main()
+    return read_log(output_dir)
+
+
+def reset_accelerator():
+    """Every run begins as a process of its own would."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    run_visual_grounding.main()
+
+
+def read_log(output_dir):
     lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}, lines
+
+
+def assert_same_files(folder, expected, name="model.safetensors"):
+    weights, expected = load_file(folder / name), load_file(expected / name)
+    assert set(weights) == set(expected)
+    assert [key for key in expected if not torch.equal(weights[key], expected[key])] == []
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path):
@@ -57,18 +103,109 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untraine
     (resumed / "partial-4").mkdir()
     again, _ = train(monkeypatch, untrained, resumed, resume_from_checkpoint="latest", **options)
     assert again == {step: losses[step] for step in (3, 4)}
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert_same_files(resumed, whole)
     config = json.loads((whole / "config.json").read_text())
     assert config["selection_threshold"] == 0.5, "the model is saved with its final threshold"
 
 
+def run_in_child(command):
+    sys.argv = command
+    # a process forked from one that has run OpenMP threads may not use them
+    torch.set_num_threads(1)
+    run_visual_grounding.main()
+
+
+def steps_logged(output_dir) -> int:
+    log = output_dir / "log.jsonl"
+    return log.read_text().count('"loss"') if log.is_file() else 0
+
+
+def test_a_run_that_is_killed_again_and_again_gives_the_same_adapter(monkeypatch, tmp_path):
+    """Order of the data, dropout, augmentation, accumulation over epochs, average, schedule and adapter go on."""
+    model, processor = create_model(
+        "hidden_size=32,num_attention_heads=2,intermediate_size=32,num_hidden_layers=2,selection_layer=1,"
+        "hidden_dropout_prob=0.1",
+        64,
+    )
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    write_pictures(tmp_path / "pictures", 10)
+    options = {"dataset": tmp_path / "pictures", "train_val_split": 0.2, "max_train_steps": 12, "eval_steps": 4}
+    options |= {"lora_r": 2, "dora": True, "ema_decay": 0.9, "augment": ["flip", "crop", "color", "aspect"]}
+    options |= {"gradient_accumulation_steps": 3, "layerwise_lr_decay": 0.8, "selection_anneal_steps": 6}
+    # forks of a process that has only imported things: they start at once and can be killed at any point
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+    def start(output_dir):
+        resume = {"resume_from_checkpoint": "latest"} if any(output_dir.glob("checkpoint-*")) else {}
+        command = make_command(tmp_path / "model", output_dir, **options, **resume)
+        process = context.Process(target=run_in_child, args=(command,))
+        process.start()
+        return process
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    process.join()
+    assert process.exitcode == 0
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process, until = start(killed), steps_logged(killed) + generator.randint(1, 4)
+        while process.is_alive() and steps_logged(killed) < until:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.1))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+    assert kills > 0
+    process = start(killed)
+    process.join()
+    assert process.exitcode == 0
+    for folder in ("", "best"):
+        assert_same_files(killed / folder, whole / folder, "adapter_model.safetensors")
+    assert not list(killed.glob("partial-*"))
+    assert len(list(killed.glob("checkpoint-*"))) == 2
+
+
+def write_pictures(folder, num_pictures: int):
+    """A folder of pictures of several sizes, each with two expressions."""
+    folder.mkdir()
+    lines = []
+    for index in range(num_pictures):
+        width, height = 40 + 7 * (index % 3), 30 + 5 * (index % 2)
+        picture(width, height, index).save(folder / f"{index}.png")
+        for expression in ("the red cup on the left", f"object {index}"):
+            box = [index, 2, index + 20, 25]
+            lines.append({"file_name": f"{index}.png", "expression": expression, "bbox": box})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(monkeypatch, untrained, tmp_path):
+    save_state = Accelerator.save_state
+
+    def fail_later(self, folder):
+        if folder.endswith("-2"):
+            return save_state(self, folder)
+        os.makedirs(folder)
+        (tmp_path / "partial-4" / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", fail_later)
+        with pytest.raises(SystemExit, match="(?s)No space left.*last good checkpoint is .*checkpoint-2.*full"):
+            train(patch, untrained, tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (tmp_path / "partial-4").exists() and not (tmp_path / "config.json").exists()
+    losses, _ = train(monkeypatch, untrained, tmp_path, resume_from_checkpoint="latest")
+    assert sorted(losses) == [1, 2, 3, 4] and (tmp_path / "model.safetensors").is_file()
+
+
 def test_the_threshold_rises_after_a_start_that_reads_everything():
-    args = run_visual_grounding.Arguments("model", "out", selection_warmup_steps=10, selection_anneal_steps=20)
-    thresholds = [run_visual_grounding.selection_threshold(step, args, 0.5) for step in (0, 10, 20, 30, 40)]
-    assert thresholds == [0.0, 0.0, 0.25, 0.5, 0.5]
-    args = run_visual_grounding.Arguments("model", "out")
-    assert run_visual_grounding.selection_threshold(0, args, 0.5) == 0.5
+    assert [selection_threshold(step, 10, 20, 0.5) for step in (0, 10, 20, 30, 40)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    assert selection_threshold(0, 0, 0, 0.5) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -77,11 +214,11 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"resume_from_checkpoint": "latest"}, "no checkpoint"),
         ({"resume_from_checkpoint": "nowhere"}, "nowhere"),
         ({"dataset_level": "absurd"}, "absurd"),
-        ({"max_train_samples": 1}, "does not fill"),
+        ({"max_train_samples": 1}, "do not fill"),
     ],
     ids=str,
 )
 def test_errors_come_before_training(monkeypatch, untrained, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         train(monkeypatch, untrained, tmp_path, **options)
     assert not list(tmp_path.glob("checkpoint-*"))

@@ -3,7 +3,7 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# About an hour on two CPU cores. The weights in this folder went through these stages; their third and fourth stage
+# About three hours on two CPU cores. The weights in this folder went through these stages; their third and fourth stage
 # were the first steps of longer schedules, in which the learning rate had begun to fall.
 set -euo pipefail
 out=${1:-outputs/scanformer-tiny-scenes}
@@ -30,3 +30,13 @@ stage 4 3 --dataset_level primer --expressions_per_scene 4 --seed 4 --max_train_
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 50 --selection_anneal_steps 100 --selection_threshold 0.4
 stage 5 4 --dataset_level primer --expressions_per_scene 4 --seed 5 --max_train_steps 2700 --learning_rate 1.2e-3 \
     --lr_scheduler_type linear --num_warmup_steps 50 --per_device_train_batch_size 64 --selection_threshold 0.4
+
+# Smaller patches: each shows one thing rather than several, and only the boxes have to be learned again.
+python -m conversion.resize_patches "$out/5" "$out/5-finer" --patch_size 8
+stage 6 5-finer --dataset_level primer --expressions_per_scene 4 --seed 21 --max_train_steps 1500 --learning_rate 7e-4 \
+    --lr_scheduler_type linear --num_warmup_steps 50 --per_device_train_batch_size 64 --selection_threshold 0.4 \
+    --mixed_precision no --attn_implementation sdpa
+# Now words other than colours count as well.
+stage 7 6 --dataset_level basic --expressions_per_scene 4 --seed 22 --max_train_steps 1500 --learning_rate 7e-4 \
+    --lr_scheduler_type linear --num_warmup_steps 30 --per_device_train_batch_size 64 --selection_threshold 0.4 \
+    --mixed_precision no --attn_implementation sdpa

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from grounding_data import GROUP_COLUMNS, ID_COLUMNS, DataError, Problem
 from metrics.visual_grounding.visual_grounding import accuracy, no_target_accuracy, pairwise_iou
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -28,6 +27,8 @@ from tqdm.auto import tqdm
 from modeling_scanformer import ScanFormerForVisualGrounding
 from modeling_scanformer.loss_scanformer import center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
+
+from .data import GROUP_COLUMNS, ID_COLUMNS, DataError, Problem
 
 
 # Upper bounds of groups: of a target's side, sqrt(area of the box / area of the picture), and of width / height. The

@@ -13,13 +13,14 @@
 # limitations under the License.
 """Data for visual grounding: anything with the columns image, expression and bbox (xyxy, pixels)."""
 
-import math
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import PIL.Image
 import torch
 from huggingface_hub import metadata_load
@@ -28,13 +29,25 @@ from transformers.utils import logging
 
 from modeling_scanformer import ScanFormerProcessor
 from modeling_scanformer.image_processing_scanformer import read_image
-from modeling_scanformer.processing_scanformer import ROUNDING
+
+from .checks import (
+    BBOX_FORMATS,
+    SIZE_COLUMNS,
+    DataError,
+    Problem,
+    describe_problems,
+    find_box_problem,
+    find_problems,
+    read_picture_size,
+    suggest_bbox_format,
+    to_corners,
+)
+from .checks import find_expression_problem as find_expression_problem
 
 
 logger = logging.get_logger(__name__)
 
 COLUMNS = ("image", "expression", "bbox")
-SIZE_COLUMNS = ("width", "height")
 # Kept where a data set has them: a file of predictions names its sentences by the first, a report groups by the others.
 ID_COLUMNS = ("image_id", "ref_id", "sentence_id")
 GROUP_COLUMNS = ("expression_type", "category")
@@ -42,29 +55,10 @@ GROUP_COLUMNS = ("expression_type", "category")
 # testA-00000-of-00002
 SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
 
-# So many faults are shown at once.
-SHOWN_PROBLEMS = 5
-
-
-class DataError(ValueError):
-    """Something that the user of a data set or model has to mend; its message says what and where."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A sample that cannot be used."""
-
-    row: int
-    column: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}, column {self.column!r}: {self.reason}"
-
 
 class GroundingDataset(torch.utils.data.Dataset):
     """
-    The usable rows of a data set. Every sample carries its number there as "row".
+    The usable rows of a data set. Every sample carries its number there as "row", and the current epoch as "epoch".
 
     Args:
         rows:
@@ -73,19 +67,33 @@ class GroundingDataset(torch.utils.data.Dataset):
             The numbers of the usable rows.
         problems (`list[Problem]`, *optional*):
             The rows that were left out.
+        bbox_format (`str`, *optional*, defaults to `"xyxy"`):
+            Form of the rows' boxes. Samples have (x0, y0, x1, y1).
     """
 
-    def __init__(self, rows, indices: Sequence[int], problems: list[Problem] | None = None):
+    def __init__(
+        self,
+        rows,
+        indices: Sequence[int],
+        problems: list[Problem] | None = None,
+        bbox_format: str = "xyxy",
+    ):
         self.rows = rows
         self.indices = indices
         self.problems = problems or []
+        self.bbox_format = bbox_format
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
         row = self.indices[index]
-        return {**self.rows[row], "row": row}
+        sample = self.rows[row]
+        return {**sample, "bbox": to_corners(sample["bbox"], self.bbox_format), "row": row, "epoch": self.epoch}
 
 
 def load_grounding_dataset(
@@ -98,6 +106,8 @@ def load_grounding_dataset(
     level: str = "standard",
     expressions_per_scene: int = 1,
     on_error: str = "stop",
+    columns: dict[str, str] | None = None,
+    bbox_format: str = "xyxy",
 ) -> GroundingDataset:
     """
     Load a data set of visual grounding and check its boxes and expressions. Pictures are decoded, and looked at, by
@@ -122,25 +132,105 @@ def load_grounding_dataset(
             Consecutive samples of Scenes about one picture.
         on_error (`str`, *optional*, defaults to `"stop"`):
             `"skip"` leaves out rows with senseless boxes or expressions; `"stop"` raises an error that names them.
+        columns (`dict[str, str]`, *optional*):
+            What the data set calls the columns image, expression and bbox, where it has other names for them.
+        bbox_format (`str`, *optional*, defaults to `"xyxy"`):
+            `"xyxy"` for (x0, y0, x1, y1) or `"xywh"` for (x0, y0, width, height), in pixels.
 
     Raises:
-        DataError: if there is no such data set or split, if columns are missing, or for senseless rows.
+        DataError: if there is no such data set or split, if columns are missing, for senseless rows, or if the boxes
+            are in another form than given.
     """
-    if on_error not in ("stop", "skip"):
-        raise DataError(f"`on_error` must be 'stop' or 'skip', got {on_error!r}.")
+    _check_options(on_error, bbox_format)
     if name == "scenes":
         return _load_scenes(split, seed, num_samples, level, expressions_per_scene)
-    rows = _load_rows(name, split, config)
+    rows = load_rows(name, split, config, columns)
     if num_samples is not None:
         rows = rows.select(range(min(num_samples, len(rows))))
-    problems = find_problems(rows)
-    if problems and on_error == "stop":
-        raise DataError(describe_problems(problems, len(rows)))
+    problems = find_problems(rows, bbox_format)
+    if problems:
+        sized = rows.select_columns([name for name in rows.column_names if name in ("bbox", *SIZE_COLUMNS)])
+        suggestion = suggest_bbox_format(sized, sum(p.column == "bbox" for p in problems), bbox_format)
+        # boxes in another form are no stray mistakes that could be left out
+        if on_error == "stop" or suggestion:
+            raise DataError(describe_problems(problems, len(rows), suggestion))
     bad = {problem.row for problem in problems}
     indices = [row for row in range(len(rows)) if row not in bad]
     if not indices:
         raise DataError(f"Split {split!r} of the data set {name} has no usable row of {len(rows)}.")
-    return GroundingDataset(rows, indices, problems)
+    return GroundingDataset(rows, indices, problems, bbox_format)
+
+
+def check_boxes_in_pictures(dataset: GroundingDataset, num_samples: int = 200):
+    """
+    Hold some boxes of a data set, evenly spread, against the sizes of their pictures, of which only headers are read.
+
+    Raises:
+        DataError: if a box lies outside its picture.
+    """
+    step = max(1, len(dataset) // num_samples)
+    raw = [dataset.rows[dataset.indices[index]] for index in range(0, len(dataset), step)]
+    rows = [dataset.indices[index] for index in range(0, len(dataset), step)]
+    samples = [{"bbox": sample["bbox"], **read_picture_size(sample["image"])} for sample in raw]
+    problems = []
+    for row, sample in zip(rows, samples):
+        box = to_corners(sample["bbox"], dataset.bbox_format)
+        reason = find_box_problem(box, sample.get("width"), sample.get("height"))
+        if reason:
+            problems.append(Problem(row, "bbox", reason))
+    if problems:
+        suggestion = suggest_bbox_format(samples, len(problems), dataset.bbox_format)
+        raise DataError(describe_problems(problems, len(samples), suggestion))
+
+
+def split_by_picture(
+    dataset: GroundingDataset, fraction: float, seed: int = 0
+) -> tuple[GroundingDataset, GroundingDataset]:
+    """
+    Hold out a share of the pictures, with all their expressions: a model must not be judged by pictures it has seen.
+
+    Args:
+        dataset ([`GroundingDataset`]):
+            With the column image_id, or else pictures are told apart by their files.
+        fraction (`float`):
+            Share of the pictures to hold out; at least one is.
+        seed (`int`, *optional*, defaults to 0):
+            Another seed holds out others.
+
+    Returns:
+        What remains, and what is held out.
+
+    Raises:
+        DataError: if there are fewer than two pictures.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"The share to hold out must lie between 0 and 1, got {fraction}.")
+    column = "image_id" if "image_id" in dataset.rows.column_names else "image"
+    names = [_name_of(dataset.rows[row][column]) for row in dataset.indices]
+    pictures = sorted(set(names), key=str)
+    if len(pictures) < 2:
+        raise DataError("To hold out pictures, the data set needs at least two.")
+    count = min(max(1, round(fraction * len(pictures))), len(pictures) - 1)
+    held_out = {pictures[index] for index in np.random.default_rng(seed).permutation(len(pictures))[:count]}
+    halves = []
+    for wanted in (False, True):
+        indices = [row for row, name in zip(dataset.indices, names) if (name in held_out) == wanted]
+        halves.append(GroundingDataset(dataset.rows, indices, [], dataset.bbox_format))
+    return tuple(halves)
+
+
+def _name_of(picture):
+    if not isinstance(picture, dict):
+        return picture
+    # the paths of pictures in parquet files need not differ
+    return picture["path"] if picture["bytes"] is None else hashlib.sha256(picture["bytes"]).hexdigest()
+
+
+def _check_options(on_error: str, bbox_format: str):
+    if on_error not in ("stop", "skip"):
+        raise DataError(f"`on_error` must be 'stop' or 'skip', got {on_error!r}.")
+    if bbox_format not in BBOX_FORMATS:
+        raise DataError(f"`bbox_format` must be one of {BBOX_FORMATS}, got {bbox_format!r}.")
 
 
 def _load_scenes(
@@ -155,37 +245,55 @@ def _load_scenes(
     return GroundingDataset(rows, range(num_samples))
 
 
-def _load_rows(name: str, split: str, config: str | None) -> datasets.Dataset:
+def load_rows(
+    name: str, split: str, config: str | None = None, columns: dict[str, str] | None = None, streaming: bool = False
+):
+    """The rows of a data set, unchecked, its columns named as ours. Arguments of [`load_grounding_dataset`]."""
     try:
-        rows = _load_folder(Path(name), split, config) if Path(name).is_dir() else _load_native(name, split, config)
+        load = _load_folder if Path(name).is_dir() else _load_native
+        rows = load(name, split, config, streaming)
     except DataError:
         raise
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         hint = "" if Path(name).is_dir() else ", and there is no such folder"
         raise DataError(f"Cannot load split {split!r} of the data set {name!r}: {error}{hint}") from error
-    missing = [column for column in COLUMNS if column not in rows.column_names]
+    present = rows.column_names or list(next(iter(rows), {}))  # a stream may not know its columns
+    columns = {column: (columns or {}).get(column, column) for column in COLUMNS}
+    missing = [column for column in columns.values() if column not in present]
     if missing:
         raise DataError(
-            f"The data set {name} lacks the columns {missing}; it has {rows.column_names}. Rename its columns to "
-            f"{list(COLUMNS)}, with boxes as (x0, y0, x1, y1) in pixels."
+            f"The data set {name} lacks the columns {missing}; it has {present}. Say what its pictures, expressions and "
+            "boxes are called: --image_column, --expression_column, --bbox_column."
         )
-    kept = [*COLUMNS, *SIZE_COLUMNS, *ID_COLUMNS, *GROUP_COLUMNS]
-    rows = rows.select_columns([column for column in rows.column_names if column in kept])
+    _check_one_text_per_row(rows, columns["expression"])
+    kept = [*columns.values(), *SIZE_COLUMNS, *ID_COLUMNS, *GROUP_COLUMNS]
+    rows = rows.select_columns([column for column in present if column in kept])
+    rows = rows.rename_columns({theirs: ours for ours, theirs in columns.items() if theirs != ours})
     # not decoded yet: a picture that cannot be is to be named by its row, and not to end the work
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-def _load_native(name: str, split: str, config: str | None) -> datasets.Dataset:
-    return datasets.load_dataset(name, config, split=split)
+def _check_one_text_per_row(rows, column: str):
+    feature = (rows.features or {}).get(column)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        raise DataError(
+            f"The column {column!r} holds lists. Make a row of every expression, with its picture and box: one text and "
+            "one box per row."
+        )
 
 
-def _load_folder(folder: Path, split: str, config: str | None) -> datasets.Dataset:
+def _load_native(name: str, split: str, config: str | None, streaming: bool):
+    return datasets.load_dataset(name, config, split=split, streaming=streaming)
+
+
+def _load_folder(name: str, split: str, config: str | None, streaming: bool):
+    folder = Path(name)
     readme = folder / "README.md"
     if readme.is_file() and "configs" in (metadata_load(readme) or {}):
-        return _load_native(str(folder), split, config)
+        return _load_native(name, split, config, streaming)
     folder = folder if config is None else folder / config
     if any(folder.rglob("metadata.jsonl")):
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=split)
+        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=split, streaming=streaming)
     splits = find_parquet_splits(folder)
     if not splits:
         raise DataError(f"The folder {folder} holds neither parquet files nor pictures with a metadata.jsonl.")
@@ -194,7 +302,8 @@ def _load_folder(folder: Path, split: str, config: str | None) -> datasets.Datas
     if files is None:
         raise DataError(f"The data set {folder} has no split {split!r}; it has {sorted(splits)}.")
     _check_shards(folder, split, files)
-    return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    files = [str(file) for file in files]
+    return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
 
 
 def find_parquet_splits(folder: Path) -> dict[str, list[Path]]:
@@ -232,54 +341,6 @@ def _check_shards(folder: Path, split: str, files: list[Path]):
         )
 
 
-def find_problems(rows: datasets.Dataset) -> list[Problem]:
-    """Senseless boxes and expressions. No picture is decoded: boxes are held against the columns width and height."""
-    wanted = [column for column in ("expression", "bbox", *SIZE_COLUMNS) if column in rows.column_names]
-    problems = []
-    for row, sample in enumerate(rows.select_columns(wanted)):
-        expression = find_expression_problem(sample["expression"])
-        box = find_box_problem(sample["bbox"], sample.get("width"), sample.get("height"))
-        if expression:
-            problems.append(Problem(row, "expression", expression))
-        elif box:
-            problems.append(Problem(row, "bbox", box))
-    return problems
-
-
-def find_expression_problem(expression) -> str | None:
-    if not isinstance(expression, str):
-        return f"{expression!r} is not a text"
-    visible = any(character.isprintable() and not character.isspace() for character in expression)
-    return None if visible else "the expression is empty"
-
-
-def find_box_problem(box, width: int | None, height: int | None) -> str | None:
-    """What is wrong with a box, as far as it can be told without or with the size of its picture."""
-    if box is None:
-        return None
-    try:
-        x0, y0, x1, y1 = (float(value) for value in box)
-    except (TypeError, ValueError):
-        return f"{box!r} is not four numbers (x0, y0, x1, y1), nor null where nothing fits"
-    shown = f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
-    if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
-        return f"{shown} holds NaN or infinity"
-    right, bottom = (math.inf if side is None else side for side in (width, height))
-    if min(x0, y0) < -ROUNDING or x1 > right + ROUNDING or y1 > bottom + ROUNDING:
-        size = "" if width is None or height is None else f" of {width} x {height} pixels"
-        return f"{shown} is not (x0, y0, x1, y1) within its picture{size}"
-    has_area = max(x0, 0.0) < min(x1, right) and max(y0, 0.0) < min(y1, bottom)
-    return None if has_area else f"{shown} has no area as (x0, y0, x1, y1)"
-
-
-def describe_problems(problems: list[Problem], num_rows: int) -> str:
-    lines = [f"{len(problems)} of {num_rows} rows cannot be used (leave them out by on_error 'skip'):"]
-    lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"  and {len(problems) - SHOWN_PROBLEMS} more")
-    return "\n".join(lines)
-
-
 def decode_picture(image) -> PIL.Image.Image:
     """The picture of a sample, upright and RGB; a `ValueError` if it cannot be read."""
     if image is None:
@@ -303,6 +364,8 @@ class GroundingCollator:
         on_error (`str`, *optional*, defaults to `"stop"`):
             `"skip"` leaves out samples whose picture cannot be read or does not hold the box; `"stop"` raises a
             [`DataError`].
+        augmentation (`Callable`, *optional*):
+            Changes picture, expression and box of every sample, see [`GroundingAugmentation`].
         keep_samples (`bool`, *optional*, defaults to `False`):
             Adds "samples", the batch's samples without pictures but with "width", "height" and "truncated"; and
             "problems", those left out. A batch of which nothing is left has only these.
@@ -311,12 +374,15 @@ class GroundingCollator:
     processor: ScanFormerProcessor
     on_error: str = "stop"
     keep_samples: bool = False
+    augmentation: Callable | None = None
 
     def __call__(self, samples: list[dict]) -> dict:
         pictures, kept, problems = [], [], []
         for sample in samples:
             picture, problem = self._read(sample)
             if problem is None:
+                if self.augmentation is not None:
+                    picture, sample = self.augmentation(picture, sample)
                 pictures.append(picture)
                 kept.append(sample)
             elif self.on_error == "stop":

@@ -28,19 +28,19 @@ GROUPS = {
 
 def to_markdown(results: dict) -> str:
     """A page with a table of the headline numbers, and a table per grouping."""
-    parts = [f"# {results['title']}", f"`{results['command']}`", _table(["measure", "value"], _headline(results))]
+    parts = [f"# {results['title']}", f"`{results['command']}`", to_table(["measure", "value"], _headline(results))]
     scales = zip(results["scale_acc@0.5"], results["scale_mean_iou"], results["patches_read"])
     rows = [
         [str(scale), _percent(acc), _percent(iou), _percent(read)] for scale, (acc, iou, read) in enumerate(scales)
     ]
-    parts.append(_table(["scale", "Acc@0.5, %", "mean IoU, %", "patches read, %"], rows))
+    parts.append(to_table(["scale", "Acc@0.5, %", "mean IoU, %", "patches read, %"], rows))
     for key, title in GROUPS.items():
         if key in results:
             rows = [
                 [group, str(scores["num_samples"]), *(_percent(scores[name]) for name in ("acc@0.5", "mean_iou"))]
                 for group, scores in results[key].items()
             ]
-            parts.append(_table([title, "expressions", "Acc@0.5, %", "mean IoU, %"], rows))
+            parts.append(to_table([title, "expressions", "Acc@0.5, %", "mean IoU, %"], rows))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts.append(f"Made with {versions}.")
     return "\n\n".join(parts) + "\n"
@@ -79,7 +79,8 @@ def _headline(results: dict) -> list[list[str]]:
     return rows
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def to_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; its first column is text, the others are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from grounding_data import GroundingCollator
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from modeling_scanformer import ScanFormerForVisualGrounding
+
+from .data import GroundingCollator
 
 
 # Runs before time is taken: the first ones allocate memory and choose kernels.

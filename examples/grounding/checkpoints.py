@@ -1,0 +1,176 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where a training run stands, and how that is kept: whole, or not at all."""
+
+import math
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from safetensors import SafetensorError
+
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+
+from .checks import DataError
+
+
+logger = get_logger(__name__, log_level="INFO")
+
+# A folder with one of these is a model or an adapter.
+LAST_FILES = ("config.json", "adapter_config.json")
+
+
+@dataclass
+class TrainingState:
+    """What a resumed run has to know besides weights, optimizer, schedule and random numbers."""
+
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0  # read in this epoch
+    best: float = -math.inf
+    best_results: dict = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of losses since the last line of the log
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict):
+        self.__dict__.update(state)
+
+
+def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path | None:
+    """
+    The checkpoint to go on from, if any.
+
+    Raises:
+        DataError: if there is no such checkpoint.
+    """
+    if resume_from_checkpoint is None:
+        return None
+    if resume_from_checkpoint != "latest":
+        path = Path(resume_from_checkpoint)
+        if not path.is_dir():
+            raise DataError(f"There is no checkpoint {path}.")
+        return path
+    checkpoints = list_checkpoints(output_dir)
+    if not checkpoints:
+        raise DataError(f"There is no checkpoint to resume from in {output_dir}.")
+    return checkpoints[-1]
+
+
+def list_checkpoints(output_dir: str) -> list[Path]:
+    """Checkpoints in the order of their steps."""
+    return sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def remove_partial(output_dir: str):
+    """Remove what a killed run had not written, or removed, to the end."""
+    for path in Path(output_dir).glob("partial-*"):
+        shutil.rmtree(path)
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path):
+    """
+    Restore everything that the accelerator knows of.
+
+    Raises:
+        DataError: if the checkpoint is of another model, or was written with other settings.
+    """
+    try:
+        accelerator.load_state(str(path))
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(
+            f"The checkpoint {path} is not of this model and these settings: resume with those that it was written with. "
+            f"{error}"
+        ) from error
+    logger.info(f"Resumed from {path}")
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str, step: int, total_limit: int):
+    """
+    Write a checkpoint under another name first, so that a half-written one is never taken for whole, and only then
+    remove old ones.
+
+    Raises:
+        DataError: if it cannot be written. Those before it stay.
+    """
+    path = Path(output_dir) / f"checkpoint-{step}"
+    partial = path.with_name(f"partial-{step}")
+    with _naming_the_last_good_checkpoint(partial, output_dir):
+        accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if path.exists():
+            _remove(path)
+        os.replace(partial, path)
+        for old in list_checkpoints(output_dir)[:-total_limit]:
+            _remove(old)
+    accelerator.wait_for_everyone()
+
+
+def _remove(checkpoint: Path):
+    """What has the name of a checkpoint is a whole one, also while it is being removed."""
+    doomed = checkpoint.with_name(f"partial-{checkpoint.name}")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def _naming_the_last_good_checkpoint(partial: Path, output_dir: str):
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        checkpoints = list_checkpoints(output_dir)
+        kept = (
+            f"The last good checkpoint is {checkpoints[-1]}." if checkpoints else "There is no checkpoint before it."
+        )
+        raise DataError(
+            f"Cannot write to {output_dir}: {error}. {kept} Is the disk full? Make space, and go on with "
+            "--resume_from_checkpoint latest."
+        ) from error
+
+
+def save_model(
+    accelerator: Accelerator,
+    model: ScanFormerForVisualGrounding,
+    processor: ScanFormerProcessor,
+    output_dir: str,
+    threshold: float,
+    folder: str = "",
+):
+    """
+    Save the model, or the adapter that it carries, in the output folder or a folder there, with its final selection
+    threshold, whatever the current one. The configuration comes last: with it, a folder is whole.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    if not accelerator.is_main_process:
+        return
+    partial, folder = Path(output_dir) / "partial-model", Path(output_dir) / folder
+    current, model.config.selection_threshold = model.config.selection_threshold, threshold
+    with _naming_the_last_good_checkpoint(partial, output_dir):
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    model.config.selection_threshold = current
+    folder.mkdir(exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in LAST_FILES):
+        os.replace(file, folder / file.name)
+    partial.rmdir()

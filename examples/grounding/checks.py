@@ -1,0 +1,151 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What can be wrong with the samples of a data set, and how it is said."""
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import datasets
+import PIL.ExifTags
+import PIL.Image
+
+from modeling_scanformer.processing_scanformer import ROUNDING
+
+
+BBOX_FORMATS = ("xyxy", "xywh")
+SIZE_COLUMNS = ("width", "height")
+
+# So many faults are shown at once.
+SHOWN_PROBLEMS = 5
+# A few senseless boxes are mistakes; with more, the form of all of them is in doubt.
+SUSPICIOUS_SHARE = 0.05
+
+
+class DataError(ValueError):
+    """Something that the user of a data set or model has to mend; its message says what and where."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample that cannot be used."""
+
+    row: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, column {self.column!r}: {self.reason}"
+
+
+def to_corners(box, bbox_format: str):
+    """A box as (x0, y0, x1, y1). What is no box stays as it is, to be told by [`find_box_problem`]."""
+    if bbox_format == "xyxy" or box is None:
+        return box
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return box
+    return [x, y, x + width, y + height]
+
+
+def find_problems(rows: datasets.Dataset, bbox_format: str = "xyxy") -> list[Problem]:
+    """Senseless boxes and expressions. No picture is decoded: boxes are held against the columns width and height."""
+    wanted = [column for column in ("expression", "bbox", *SIZE_COLUMNS) if column in rows.column_names]
+    found = (find_problem(row, sample, bbox_format) for row, sample in enumerate(rows.select_columns(wanted)))
+    return [problem for problem in found if problem is not None]
+
+
+def find_problem(row: int, sample: dict, bbox_format: str = "xyxy") -> Problem | None:
+    """What is wrong with a sample, as far as it can be told without its picture."""
+    reason = find_expression_problem(sample["expression"])
+    if reason:
+        return Problem(row, "expression", reason)
+    box = to_corners(sample["bbox"], bbox_format)
+    reason = find_box_problem(box, sample.get("width"), sample.get("height"))
+    return Problem(row, "bbox", reason) if reason else None
+
+
+def find_expression_problem(expression) -> str | None:
+    if not isinstance(expression, str):
+        return f"{expression!r} is not a text"
+    visible = any(character.isprintable() and not character.isspace() for character in expression)
+    return None if visible else "the expression is empty"
+
+
+def find_box_problem(box, width: int | None, height: int | None) -> str | None:
+    """What is wrong with a box, as far as it can be told without or with the size of its picture."""
+    if box is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return f"{box!r} is not four numbers (x0, y0, x1, y1), nor null where nothing fits"
+    shown = f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+    if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
+        return f"{shown} holds NaN or infinity"
+    right, bottom = (math.inf if side is None else side for side in (width, height))
+    if min(x0, y0) < -ROUNDING or x1 > right + ROUNDING or y1 > bottom + ROUNDING:
+        size = "" if width is None or height is None else f" of {width} x {height} pixels"
+        return f"{shown} is not (x0, y0, x1, y1) within its picture{size}"
+    has_area = max(x0, 0.0) < min(x1, right) and max(y0, 0.0) < min(y1, bottom)
+    return None if has_area else f"{shown} has no area as (x0, y0, x1, y1)"
+
+
+def suggest_bbox_format(samples: Iterable[dict], num_problems: int, bbox_format: str) -> str | None:
+    """
+    The other form of boxes, where it makes sense of all of them and the given form does not.
+
+    Args:
+        samples (`Iterable[dict]`):
+            With "bbox" and, where known, "width" and "height".
+        num_problems (`int`):
+            How many of them make no sense in the given form.
+        bbox_format (`str`):
+            The given form.
+    """
+    samples = [sample for sample in samples if sample["bbox"] is not None]
+    if num_problems < max(1, SUSPICIOUS_SHARE * len(samples)):
+        return None
+    other = BBOX_FORMATS[1 - BBOX_FORMATS.index(bbox_format)]
+    for sample in samples:
+        if find_box_problem(to_corners(sample["bbox"], other), sample.get("width"), sample.get("height")):
+            return None
+    return other
+
+
+def describe_problems(problems: list[Problem], num_rows: int, bbox_format: str | None = None) -> str:
+    """The text of an error; `bbox_format` is what [`suggest_bbox_format`] suggests."""
+    lines = [f"{len(problems)} of {num_rows} rows cannot be used (leave them out by on_error 'skip'):"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"  and {len(problems) - SHOWN_PROBLEMS} more")
+    if bbox_format is not None:
+        lines.append(f"All boxes make sense as {bbox_format}: is that their form (--bbox_format {bbox_format})?")
+    return "\n".join(lines)
+
+
+def read_picture_size(image: dict) -> dict[str, int]:
+    """
+    Width and height of an undecoded picture, upright, from its file's header; nothing where that cannot be read.
+    """
+    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+    try:
+        with PIL.Image.open(source) as picture:
+            turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+            width, height = picture.size[::-1] if turned else picture.size
+    except Exception:  # damaged files make Pillow fail in many ways, and are told when they are decoded
+        return {}
+    return {"width": width, "height": height}

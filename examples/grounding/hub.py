@@ -1,0 +1,137 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training run publishes: its model or adapter, and a card that says where it comes from."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.utils import httpx
+
+from .checks import DataError
+
+
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+A [ScanFormer]({paper}) for visual grounding, fine-tuned from `{base}` on `{dataset}`.
+
+```python
+import modeling_scanformer  # registers ScanFormer with Transformers
+from transformers import pipeline
+
+pipe = pipeline("visual-grounding", model="{repo_id}"{processor})
+pipe("picture.jpg", text="the red cup on the left")
+```
+
+{results}## Training
+
+```bash
+{command}
+```
+"""
+PAPER = "https://arxiv.org/abs/2406.18048"
+
+
+def open_repository(repo_id: str, private: bool) -> str:
+    """
+    Make sure, before any work is done, that there is a repository to push to.
+
+    Returns:
+        `str`: its full name.
+
+    Raises:
+        DataError: if nobody is logged in, or the Hub cannot be reached or refuses.
+    """
+    if get_token() is None:
+        raise DataError("To push to the Hub, log in with `hf auth login` first; or leave out --push_to_hub.")
+    try:
+        return HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise DataError(f"Cannot push to {repo_id!r}: {error}") from error
+
+
+def write_card(folder: Path, repo_id: str, base: str, dataset: str, results: dict, is_adapter: bool):
+    """
+    Write a README.md beside a model.
+
+    Args:
+        folder (`Path`):
+            Of the model or adapter.
+        repo_id (`str`):
+            Where it will be found.
+        base (`str`):
+            What it was fine-tuned from.
+        dataset (`str`):
+            What it was fine-tuned on.
+        results (`dict`):
+            Of the evaluation of these very weights; empty if there was none.
+        is_adapter (`bool`):
+            Whether it needs its base to run.
+    """
+    on_hub = not Path(base).exists()
+    metadata = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        base_model=base if on_hub else None,
+        pipeline_tag="zero-shot-object-detection",
+        tags=["visual-grounding", "scanformer", *(["lora"] if is_adapter else [])],
+    )
+    table = ""
+    if results:
+        lines = [f"| {name} | {results[name]:.3f} |" for name in ("acc@0.5", "acc@0.5:0.95", "mean_iou")]
+        head = (
+            f"On {results['num_samples']} expressions held out from training:\n\n| metric | value |\n| --- | --- |\n"
+        )
+        table = head + "\n".join(lines) + "\n\n"
+    content = CARD.format(
+        metadata=metadata.to_yaml(),
+        title=repo_id.split("/")[-1],
+        paper=PAPER,
+        base=base,
+        dataset=dataset,
+        repo_id=repo_id,
+        processor=f', processor="{repo_id}"' if is_adapter else "",
+        results=table,
+        command=shlex.join(["python", *sys.argv]),
+    )
+    ModelCard(content).save(folder / "README.md")
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """
+    Push a model's folder in one commit, without the checkpoints and the log that may lie in it.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        DataError: if it fails. The folder stays, to be pushed again.
+    """
+    try:
+        commit = HfApi().upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload a fine-tuned ScanFormer",
+            ignore_patterns=["*/**", "log.jsonl"],
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise DataError(
+            f"The model is saved in {folder}, but pushing it to {repo_id} failed: {error}. Push it again with "
+            f"`hf upload {repo_id} {folder}`."
+        ) from error
+    return commit.commit_url

@@ -1,0 +1,320 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""examples/run_visual_grounding.py on a folder of pictures: what is trained, what comes out, and what is refused."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import run_visual_grounding
+import torch
+from grounding import hub as grounding_hub
+from grounding.checks import DataError
+from grounding.evaluation import evaluate_grounding
+from grounding.optimization import average_weights, create_parameter_groups
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from test_training import assert_same_files, reset_accelerator, train, write_pictures
+from tiny import picture, save_tiny_checkpoint, tiny_model
+from transformers import HfArgumentParser, pipeline
+
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer.adapters_scanformer import lora_config
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 6)
+
+
+@pytest.fixture
+def finetune(monkeypatch, checkpoint, pictures, tmp_path):
+    """Runs the script on the folder of pictures, with every sixth of them held out."""
+
+    def run(model=checkpoint, output_dir=tmp_path / "out", **options):
+        options = {"dataset": pictures, "train_val_split": 0.17, "learning_rate": 0.01, **options}
+        return train(monkeypatch, model, output_dir, **options)
+
+    return run
+
+
+def changed(folder, checkpoint) -> set[str]:
+    """Parts of the model whose weights are not those that training began with."""
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(folder / "model.safetensors")
+    names = (
+        name.removeprefix("model.").split(".")[0] for name in before if not torch.equal(before[name], after[name])
+    )
+    return set(names)
+
+
+def test_all_of_the_model_is_trained_or_its_heads(finetune, checkpoint, tmp_path):
+    finetune(output_dir=tmp_path / "full", max_train_steps=2)
+    parts = {"text_embeddings", "patch_embeddings", "layers", "reg_tokens", "selection_head", "box_head", "score_head"}
+    assert parts <= changed(tmp_path / "full", checkpoint)
+    finetune(output_dir=tmp_path / "heads", max_train_steps=2, train="heads")
+    assert changed(tmp_path / "heads", checkpoint) == {"selection_head", "box_head", "score_head"}
+
+
+def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_path):
+    adapter = tmp_path / "adapter"
+    _, lines = finetune(output_dir=adapter, lora_r=4, rslora=True, gradient_checkpointing=True)
+    (counts,) = (line for line in lines if "trainable_parameters" in line)
+    stored = sum(weights.numel() for weights in load_file(adapter / "adapter_model.safetensors").values())
+    assert counts["trainable_parameters"] == stored < counts["all_parameters"]
+    assert not list(adapter.glob("model*")) and not list((adapter / "best").glob("model*"))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert (settings["r"], settings["use_rslora"]) == (4, True)
+    assert settings["base_model_name_or_path"] == str(checkpoint)
+    pair = {"image": picture(40, 30), "text": "the red cup"}
+    base, adapted = (pipeline("visual-grounding", model=str(folder)) for folder in (checkpoint, adapter))
+    assert adapted(pair) != base(pair)
+
+    # a folder of an adapter alone: the processor is its base's
+    (adapter / "processor_config.json").unlink()
+    finetune(adapter, tmp_path / "more", max_train_steps=2)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "more"))
+    assert set(before) == set(after) and all(not torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_gradient_checkpointing_changes_nothing_for_an_adapter(finetune, tmp_path):
+    options = {"lora_r": 2, "max_train_steps": 2}
+    plain, _ = finetune(output_dir=tmp_path / "plain", **options)
+    recomputed, _ = finetune(output_dir=tmp_path / "recomputed", gradient_checkpointing=True, **options)
+    assert plain == pytest.approx(recomputed, abs=1e-4)
+
+
+def test_a_resumed_stream_equals_one_that_was_not_interrupted(finetune, pictures, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = {"streaming": True, "train_val_split": None, "validation_split": "train", "max_train_steps": 8}
+    options |= {"checkpointing_steps": 7, "augment": ["flip"]}
+    losses, lines = finetune(output_dir=whole, **options)
+    assert sorted(losses) == list(range(1, 9)) and lines[-1]["eval_num_samples"] == 4
+    resumed.mkdir()
+    (whole / "checkpoint-7").rename(resumed / "checkpoint-7")
+    finetune(output_dir=resumed, resume_from_checkpoint="latest", **options)
+    assert_same_files(resumed, whole)
+
+
+def test_training_stops_early_and_keeps_the_best(finetune, tmp_path, monkeypatch):
+    accuracies = iter([0.1, 0.5, 0.3, 0.4, 0.9])
+
+    def evaluate(*args):
+        return {**evaluate_grounding(*args), "acc@0.5": next(accuracies)}
+
+    monkeypatch.setattr("run_visual_grounding.evaluate_grounding", evaluate)
+    options = {"max_train_steps": 20, "eval_steps": 2, "checkpointing_steps": 6, "early_stopping_patience": 2}
+    losses, _ = finetune(**options)
+    assert len(losses) == 8, "the third and the fourth evaluation are no gain"
+    best = load_file(tmp_path / "out" / "best" / "model.safetensors")
+    last = load_file(tmp_path / "out" / "model.safetensors")
+    assert not torch.equal(best["box_head.out_proj.weight"], last["box_head.out_proj.weight"])
+
+    # resumed after the third evaluation, it still knows the best of those before
+    accuracies = iter([0.4])
+    _, lines = finetune(resume_from_checkpoint="latest", **options)
+    assert lines[-1]["step"] == 8
+    again = load_file(tmp_path / "out" / "best" / "model.safetensors")
+    assert torch.equal(best["box_head.out_proj.weight"], again["box_head.out_proj.weight"])
+
+
+def test_the_average_of_weights_is_what_is_saved(finetune, tmp_path):
+    finetune(output_dir=tmp_path / "average", ema_decay=0.999, max_train_steps=2)
+    finetune(output_dir=tmp_path / "last", max_train_steps=2)
+    name = "box_head.out_proj.weight"
+    saved, last = (load_file(tmp_path / folder / "model.safetensors")[name] for folder in ("average", "last"))
+    raw = load_file(tmp_path / "average" / "checkpoint-2" / "model.safetensors")[name]
+    assert torch.equal(raw, last) and not torch.equal(saved, last)
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = average_weights(model, decay=0.5)
+    expected = None
+    for value in (1.0, 3.0, 2.0, 7.0):
+        torch.nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        # the share that is kept rises to the given one: 2 / 11, 3 / 12, 4 / 13, ...
+        keep = min(0.5, (1 + int(average.n_averaged) - 1) / (10 + int(average.n_averaged) - 1))
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_lower_layers_learn_more_slowly():
+    model = tiny_model()  # of 4 layers
+    groups = create_parameter_groups(model, 1.0, 0.1, 0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    assert set(rates) == set(names.values())
+    assert rates["box_head.out_proj.weight"] == rates["model.layernorm.bias"] == 1.0
+    assert [rates[f"model.layers.{layer}.mlp.fc1.weight"] for layer in range(4)] == [1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    assert rates["model.text_embeddings.word_embeddings.weight"] == rates["model.reg_tokens.weight"] == 1 / 32
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert "model.layers.0.mlp.fc1.weight" in decayed
+    assert not [name for name in decayed if "embeddings.w" in name or "bias" in name or "layernorm" in name]
+    assert len(create_parameter_groups(model, 1.0, 0.1)) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train": "heads", "lora_r": 4}, "do not go with --train heads"),
+        ({"train": "full", "dora": True}, "do not go with --train full"),
+        ({"lora_r": 0}, "at least 1"),
+        ({"augment": ["blur"]}, "no augmentation"),
+        ({"layerwise_lr_decay": 0}, "layerwise_lr_decay"),
+        ({"ema_decay": 1}, "ema_decay"),
+        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
+        ({"streaming": True}, "--validation_split instead"),
+        ({"push_to_hub": True}, "--hub_model_id"),
+        ({"push_to_hub": True, "hub_model_id": "me/mine", "lora_r": 4}, "publish the base first"),
+        ({"longest_edge": 25}, "do not fit together"),
+        ({"selection_threshold": 1.5}, "do not fit together"),
+        ({"per_device_train_batch_size": 32}, "10 samples, do not fill one batch of 32"),
+        ({"dataset": "scenes"}, "leave out --train_val_split"),
+        ({"bbox_column": "box"}, "--bbox_column"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_training(finetune, options, message, tmp_path):
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}"):
+        finetune(**options)
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_missing_split_comes_with_advice(monkeypatch, checkpoint, pictures, tmp_path):
+    with pytest.raises(SystemExit, match="(?s)validation.*--train_val_split 0.1"):
+        train(monkeypatch, checkpoint, tmp_path, dataset=pictures)
+    with pytest.raises(SystemExit, match="--early_stopping_patience needs"):
+        train(monkeypatch, checkpoint, tmp_path, dataset=pictures, validation_split="", early_stopping_patience=1)
+
+
+def test_models_that_do_not_fit_are_refused(finetune, checkpoint, tmp_path):
+    finetune(output_dir=tmp_path / "full", max_train_steps=2)
+    for model, message in (
+        (tmp_path / "full" / "checkpoint-2", "a checkpoint to resume from"),
+        (tmp_path / "nowhere", "Cannot load the model"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            finetune(model)
+    with pytest.raises(SystemExit, match="not of this model and these settings"):
+        finetune(lora_r=4, resume_from_checkpoint=tmp_path / "full" / "checkpoint-2")
+
+    # one of its layers more than its base has now
+    other = tiny_model(dtype=torch.float32, num_hidden_layers=5)
+    other.add_adapter(lora_config())
+    other.save_pretrained(tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(checkpoint)}))
+    with pytest.raises(SystemExit, match="made for another model than .* weights are in one of them only"):
+        finetune(tmp_path / "adapter")
+    with pytest.raises(SystemExit, match="leave out --lora_r"):
+        finetune(tmp_path / "adapter", lora_r=4)
+    with pytest.raises(SystemExit, match="merge it into its model first"):
+        finetune(tmp_path / "adapter", train="full")
+
+    # a processor of another patch size
+    save_tiny_checkpoint(tmp_path / "mixed")
+    processor = ScanFormerProcessor.from_pretrained(checkpoint)
+    processor.image_processor.patch_size, processor.image_processor.size = 4, {"longest_edge": 32}
+    processor.save_pretrained(tmp_path / "mixed")
+    with pytest.raises(SystemExit, match="processor and the model do not fit together"):
+        finetune(tmp_path / "mixed")
+
+
+def test_the_best_adapter_is_pushed_with_a_card(finetune, checkpoint, tmp_path, hub, hub_client, monkeypatch):
+    hub_client.create_repo("org/base")
+    hub_client.upload_folder(repo_id="org/base", folder_path=checkpoint)
+    options = {"push_to_hub": True, "hub_model_id": "org/cups", "lora_r": 2, "max_train_steps": 4, "eval_steps": 2}
+    _, lines = finetune("org/base", **options)
+    best = tmp_path / "out" / "best"
+    assert set(hub.files("org/cups")) >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert not [name for name in hub.files("org/cups") if "checkpoint" in name or name.startswith("model")]
+    assert hub.files("org/cups")["adapter_model.safetensors"] == (best / "adapter_model.safetensors").read_bytes()
+    pair = {"image": picture(40, 30), "text": "the red cup"}
+    pulled, saved = (pipeline("visual-grounding", model=str(model)) for model in ("org/cups", best))
+    assert pulled(pair) == saved(pair)
+
+    card = ModelCard.load("org/cups")
+    assert (card.data.library_name, card.data.base_model) == ("peft", "org/base")
+    evaluations = [line for line in lines if "eval_mean_iou" in line]
+    chosen = max(evaluations, key=lambda line: (line["eval_acc@0.5"], -line["step"]))
+    assert f"| mean_iou | {chosen['eval_mean_iou']:.3f} |" in card.text
+    assert 'model="org/cups"' in card.text and "run_visual_grounding.py" in card.text
+
+
+def test_what_cannot_be_pushed_is_known_before_training(finetune, tmp_path, hub, hub_client, monkeypatch):
+    options = {"push_to_hub": True, "hub_model_id": "org/cups", "max_train_steps": 2}
+    hub.expire_token()
+    with pytest.raises(SystemExit, match="Cannot push to 'org/cups'"):
+        finetune(**options)
+    monkeypatch.setattr(grounding_hub, "get_token", lambda: None)
+    with pytest.raises(SystemExit, match="hf auth login"):
+        finetune(**options)
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_push_that_fails_leaves_the_model_here(tmp_path, checkpoint, hub, hub_client):
+    hub_client.create_repo("org/cups")
+    with hub.breaking("commit"), pytest.raises(DataError, match="hf upload org/cups"):
+        grounding_hub.push(checkpoint, "org/cups")
+    assert (checkpoint / "model.safetensors").is_file()
+    assert hub.url in grounding_hub.push(checkpoint, "org/cups")
+    assert "model.safetensors" in hub.files("org/cups")
+
+
+GUIDE = Path(__file__).parents[1] / "examples" / "README.md"
+# What keeps a run of the guide short; the last value of an argument counts.
+SHORT = {
+    "run_visual_grounding.py": "--max_train_steps 2 --per_device_train_batch_size 2 --eval_steps 2 --max_eval_samples 4",
+    "evaluate_visual_grounding.py": "--num_cost_samples 0 --max_samples 4",
+}
+
+
+def test_the_guide_works_as_written(monkeypatch, checkpoint, tmp_path):
+    """All blocks but those that need the Hub, one after another, on a tiny checkpoint in the place of the shipped one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hub_cards").mkdir()
+    (tmp_path / "hub_cards" / "scanformer-tiny-scenes").symlink_to(checkpoint)
+    (tmp_path / "examples").symlink_to(GUIDE.parent)
+    (tmp_path / "outputs").mkdir()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    lines = next(block for language, block in blocks if language == "json")
+    names = [f"{number:04}.jpg" for number in range(1, 7)]
+    (tmp_path / "my-pictures").mkdir()
+    for name in names:
+        picture(320, 240).save(tmp_path / "my-pictures" / name)
+    more = [{"file_name": name, "expression": "the cup", "bbox": [1, 2, 30, 40]} for name in names[2:]]
+    metadata = lines + "\n".join(map(json.dumps, more))
+    (tmp_path / "my-pictures" / "metadata.jsonl").write_text(metadata)
+
+    ran = []
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, str(GUIDE), "exec"), {})
+        elif language == "bash" and "--push_to_hub" not in block:
+            _, script, *arguments = shlex.split(block.replace("\\\n", " "))
+            command = [script, *arguments, *shlex.split(SHORT[Path(script).name])]
+            monkeypatch.setattr(sys, "argv", command)
+            reset_accelerator()
+            runpy.run_path(script, run_name="__main__")
+            ran.append(Path(script).name)
+    assert ran == ["evaluate_visual_grounding.py", "run_visual_grounding.py"]
+    assert ScanFormerForVisualGrounding.from_pretrained("outputs/merged").num_parameters() > 0
+    (pushing,) = [block for _, block in blocks if "--push_to_hub" in block]
+    arguments = shlex.split(pushing.replace("\\\n", " ").splitlines()[1])[2:]
+    (args,) = HfArgumentParser(run_visual_grounding.Arguments).parse_args_into_dataclasses(arguments)
+    assert args.push_to_hub and args.train == "lora"
