@@ -66,7 +66,7 @@ class Arguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
     dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: primer, basic, easy, standard or hard."}
+        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
     )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})

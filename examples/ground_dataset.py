@@ -81,7 +81,7 @@ class Arguments:
     output: str = field(metadata={"help": "Parquet file for the predictions."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
     dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: primer, basic, easy, standard or hard."}
+        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
     )
     split: str | None = field(default=None, metadata={"help": "Split to ground, where a data set has several."})
     seed: int = field(default=0, metadata={"help": "Seed of Scenes."})

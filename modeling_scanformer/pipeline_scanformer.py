@@ -47,7 +47,7 @@ class VisualGroundingPipeline(Pipeline):
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
     >>> pipe("examples/demo.png", text="the violet disc")
-    {'score': 0.71, 'label': 'the violet disc', 'box': {'xmin': 74, 'ymin': 167, 'xmax': 134, 'ymax': 223}}
+    {'score': 0.75, 'label': 'the violet disc', 'box': {'xmin': 78, 'ymin': 170, 'xmax': 140, 'ymax': 227}}
     ```
     """
 

@@ -329,8 +329,15 @@ def test_levels_are_as_declared(name):
         items = sample["scene"]["objects"]
         assert level.objects[0] <= len(items) <= level.objects[1]
         assert {item["size"] for item in items} <= set(level.sizes)
+        for attribute in level.distinct:
+            assert len({item[attribute] for item in items}) == len(items)
         assert min(item["side"] for item in items) >= level.minimum_side
         assert min(item["visible"] for item in items) >= 0.6
+
+
+def test_level_without_enough_colors_for_a_dense_split_says_so():
+    with pytest.raises(ValueError, match="no dense split"):
+        ScenesDataset("test-dense", num_samples=1, level="colors")
 
 
 def test_vocabulary_has_every_word():

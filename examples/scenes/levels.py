@@ -33,6 +33,8 @@ class Level:
         redundancy (`float`): Probability that a description says more than it needs to.
         noise (`tuple[int, int]`): Range of the sensor noise's standard deviation, of 255.
         named (`tuple[str, ...]`, *optional*): Attributes that every description names.
+        distinct (`tuple[str, ...]`, *optional*): Attributes in which all objects of a scene differ, except on the splits
+            "test-compositional" and "test-fine", whose targets and distractors are made to share some.
     """
 
     objects: tuple[int, int]
@@ -46,6 +48,7 @@ class Level:
     redundancy: float
     noise: tuple[int, int]
     named: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
 
 
 _BASIC = Level(
@@ -62,6 +65,7 @@ _BASIC = Level(
 )
 
 LEVELS = {
+    "colors": replace(_BASIC, named=("color",), distinct=("color",)),
     "primer": replace(_BASIC, named=("color",)),
     "basic": _BASIC,
     "easy": Level(
@@ -155,6 +159,8 @@ def level_of(name: str, kind: str = "standard") -> Level:
         raise ValueError(f"unknown level {name!r}; known are {', '.join(LEVELS)}")
     level = LEVELS[name]
     if kind == "dense":
+        if level.distinct:
+            raise ValueError(f"level {name!r} has no dense split: there are too few values of {level.distinct}")
         sizes = {"small": 0.7, "medium": 0.28, "large": 0.02}
         return replace(level, objects=(level.objects[1] + 1, level.objects[1] + 9), sizes=sizes)
     if kind == "compositional":

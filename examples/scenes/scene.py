@@ -169,6 +169,8 @@ def _describe_objects(rng: np.random.Generator, level: Level, count: int, compos
         "texture": subset(rng, TEXTURES, 2, 4),
         "shape": subset(rng, SHAPES, 2, 5),
     }
+    for attribute in level.distinct:
+        values[attribute] = list({"color": COLORS, "texture": TEXTURES, "shape": SHAPES}[attribute])
     descriptions = []
     while len(descriptions) < count:
         if descriptions and rng.random() < level.copies:
@@ -178,7 +180,8 @@ def _describe_objects(rng: np.random.Generator, level: Level, count: int, compos
         else:
             description = {attribute: pick(rng, values[attribute]) for attribute in ATTRIBUTES}
             description["size"] = pick_weighted(rng, level.sizes)
-        if not _is_held_out(description):
+        taken = any(description[name] == other[name] for name in level.distinct for other in descriptions)
+        if not taken and not _is_held_out(description):
             descriptions.append(description)
     if compositional:
         for description in descriptions[:: max(1, count // 2)]:
