@@ -13,6 +13,7 @@
 # limitations under the License.
 """The model card: facts of the checkpoint, what its maker says in card.yaml, and figures from results files."""
 
+import json
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def render_card(
         headline_table=_table([result.headline() for result in results]),
         scale_table=_table([result.by_scale() for result in results]),
         results=results,
-        example_text=repr(metadata.example_text),
+        example_text=json.dumps(metadata.example_text, ensure_ascii=False),
         example={**example, "score": round(example["score"], 2)},
     )
 
