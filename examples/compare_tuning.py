@@ -97,7 +97,7 @@ def run_arm(args: Arguments, arm: str) -> dict:
             train(args, arm, folder)
         model = str(folder)
         (weights,) = folder.glob("*model.safetensors")
-        (parameters,) = (json.loads(line) for line in (folder / "log.jsonl").open() if "trainable_parameters" in line)
+        *_, parameters = (json.loads(line) for line in (folder / "log.jsonl").open() if "trainable_parameters" in line)
         figures = {
             "trained": parameters["trainable_parameters"] / parameters["all_parameters"],
             "megabytes": weights.stat().st_size / 1e6,

@@ -284,7 +284,8 @@ def train(args: Arguments):
             accelerator.log({**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
             state.sums = {}
         if eval_loader is not None and (state.step % args.eval_steps == 0 or state.step == args.max_train_steps):
-            answering.config.selection_threshold = unwrapped.config.selection_threshold
+            # as it would be saved: what is best while everything is read need not be best later
+            answering.config.selection_threshold = final_threshold
             results = evaluate_grounding(answering, eval_loader, accelerator)
             accelerator.log({f"eval_{name}": value for name, value in results.items()}, step=state.step)
             state.evaluations_without_gain += 1

@@ -75,7 +75,10 @@ class PublishDatasetArguments:
     output: str = field(metadata={"help": "Folder for the repository: empty, or left by the same command before."})
     num_samples: int = field(metadata={"help": "Number of samples of train."})
     num_test_samples: int = field(default=1000, metadata={"help": "Number of samples of every other split."})
-    level: str = field(default="standard", metadata={"help": f"One of {', '.join(LEVELS)}."})
+    level: str = field(
+        default="standard",
+        metadata={"help": f"One of {', '.join(n for n, level in LEVELS.items() if not level.distinct)}."},
+    )
     seed: int = field(default=0, metadata={"help": "Another seed gives other samples."})
     num_proc: int = field(default=1, metadata={"help": "Processes that make samples."})
     private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
@@ -242,7 +245,7 @@ def _command(arguments: PublishDatasetArguments) -> str:
     """The command that makes the same files."""
     names = ("level", "seed", "num_samples", "num_test_samples")
     options = " ".join(f"--{name} {getattr(arguments, name)}" for name in names)
-    return f"python -m hub_cards.publish_dataset --repo-id {shlex.quote(arguments.repo_id)} {options} --output DIR"
+    return f"python -m hub_cards.publish_dataset --repo-id {shlex.quote(arguments.repo_id)} {options} --output DIR --dry-run"
 
 
 def _is_written(folder: Path, arguments: PublishDatasetArguments) -> bool:

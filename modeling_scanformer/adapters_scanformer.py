@@ -86,6 +86,7 @@ class ScanFormerAdapterMixin:
             ValueError: if weights of the adapter have no place in the model, or the other way round.
         """
         adapter_name = adapter_name or "default"
+        active = self.active_adapters() if getattr(self, "_hf_peft_config_loaded", False) else []
         report = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         # the report also misses what belongs to other adapters
         missing = {key for key in report.missing_keys if adapter_name in key.split(".")}
@@ -93,6 +94,8 @@ class ScanFormerAdapterMixin:
         if strays:
             self.set_adapter(adapter_name)  # PEFT can only delete the active one
             self.delete_adapter(adapter_name)
+            if active:
+                self.set_adapter(active)
             raise ValueError(
                 f"The adapter {peft_model_id} was made for another model: {len(strays)} weights are in one of them only, as "
                 f"{strays[0]}."

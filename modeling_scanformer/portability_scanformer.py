@@ -97,7 +97,10 @@ def save_portable(model, processor, save_directory: str | os.PathLike, **kwargs)
         save_directory (`str` or `os.PathLike`):
             Folder to write to, made if needed.
         **kwargs:
-            Passed to the `save_pretrained` of both.
+            Passed to the `save_pretrained` of both, but for `push_to_hub`.
+
+    Raises:
+        ValueError: with `push_to_hub`, which would push before the code is there.
 
     Example:
 
@@ -107,6 +110,10 @@ def save_portable(model, processor, save_directory: str | os.PathLike, **kwargs)
     >>> pipeline("visual-grounding", model="my-model", trust_remote_code=True)
     ```
     """
+    if kwargs.get("push_to_hub"):
+        raise ValueError(
+            "Save first, and push the folder then: `HfApi().upload_folder`, or `python -m hub_cards.publish`."
+        )
     model.save_pretrained(save_directory, **kwargs)
     processor.save_pretrained(save_directory, **kwargs)
     for file in code_files():

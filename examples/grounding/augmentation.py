@@ -84,7 +84,7 @@ NO_CROP = _words(
         "lower",
         "outer",
         "inner",
-        "(big|small|larg|tall|short|clos|near|farth|furth|high|old|young|great)g?er",
+        "(big|small|larg|tall|short|clos|near|farth|furth|high|old|young|great|long|wid|thin|thinn|thick|dark|light|bright|slimm|narrow|fatt)g?er",
     ),
     r"(?!(chest|vest|guest|forest|breast|nest|rest)\b)\w+est",
 )

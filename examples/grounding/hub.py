@@ -95,7 +95,7 @@ def write_card(folder: Path, repo_id: str, base: str, dataset: str, results: dic
     if results:
         lines = [f"| {name} | {results[name]:.3f} |" for name in ("acc@0.5", "acc@0.5:0.95", "mean_iou")]
         head = (
-            f"On {results['num_samples']} expressions held out from training:\n\n| metric | value |\n| --- | --- |\n"
+            f"On {results['num_samples']} expressions of the validation split:\n\n| metric | value |\n| --- | --- |\n"
         )
         table = head + "\n".join(lines) + "\n\n"
     content = CARD.format(

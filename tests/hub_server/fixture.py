@@ -52,8 +52,9 @@ def hub_client(hub, monkeypatch):
     }
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
-    # The functions of `huggingface_hub` are methods of an object made at its import.
+    # The functions of `huggingface_hub` are methods of an object made at its import; Transformers has one of its own.
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
     yield hf_api.HfApi(endpoint=hub.url, token=hub.token)
