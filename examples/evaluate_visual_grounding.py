@@ -32,18 +32,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import PIL.Image
 import torch
 from accelerate import Accelerator
 from grounding.cost import measure_cost
 from grounding.data import DataError, GroundingCollator, load_grounding_dataset
 from grounding.evaluation import predict, summarize
 from grounding.report import plot, to_markdown
+from grounding.run import RunArguments, load_model, try_out
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 import modeling_scanformer
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
 
 # Without these, a line is no prediction; see `grounding.evaluation.predict`.
@@ -54,32 +53,18 @@ PREDICTION_FIELDS = (
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pillow", "numpy")
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(RunArguments):
     output: str = field(metadata={"help": "JSON file for the results; tables, plots and predictions go beside it."})
-    model: str | None = field(default=None, metadata={"help": "Model to evaluate: a folder or an id on the Hub."})
     predictions: str | None = field(
         default=None, metadata={"help": "Instead of running a model, score a file of predictions again."}
     )
     dataset: str = field(
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
-    dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
-    )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Rows to take from the start; all by default. Needed for Scenes."}
-    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and count them."}
-    )
-    longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
-    max_scales: int | None = field(default=None, metadata={"help": "Number of scales to read, if not all."})
-    selection_threshold: float | None = field(
-        default=None, metadata={"help": "Threshold, if not the model's; 0 reads every patch."}
     )
     score_threshold: float = field(
         default=0.5, metadata={"help": "A lower score says that nothing fits; for data with such expressions."}
@@ -88,41 +73,6 @@ class Arguments:
     num_cost_samples: int = field(
         default=20, metadata={"help": "Measure FLOPs and latency on so many samples; 0 to leave it out."}
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
-
-
-def load_model(args: Arguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
-    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
-    try:
-        processor = ScanFormerProcessor.from_pretrained(args.model)
-        model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
-    except (OSError, ValueError) as error:
-        if Path(args.model, "config.json").is_file():
-            raise DataError(f"Cannot load the model {args.model!r}: {error}") from error
-        raise DataError(f"There is no model {args.model!r}. {list_models(Path(args.model))}") from error
-    if args.longest_edge is not None:
-        processor.image_processor.size = {"longest_edge": args.longest_edge}
-    return model, processor
-
-
-def list_models(path: Path) -> str:
-    """What can be had instead of a missing model."""
-    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    models = sorted(str(config.parent) for config in folder.glob("*/config.json"))
-    if models:
-        return f"In {folder} there are: {', '.join(models)}."
-    return f"{folder.resolve()} holds no models, and the Hub has no such model or cannot be reached."
-
-
-def try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor, options: dict):
-    """Let senseless options, and a processor that does not fit the model, fail before the work begins."""
-    try:
-        inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
-        model.generate(**inputs.to(model.device), **options)
-    except ValueError as error:
-        raise DataError(f"The model cannot be run like this: {error}") from error
 
 
 def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], dict]:

@@ -45,12 +45,12 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
-from evaluate_visual_grounding import load_model, try_out
 from grounding.checks import DataError, Problem, find_expression_problem
 from grounding.data import GroundingCollator
 from grounding.evaluation import count_patches, make_predictions
 from grounding.parts import PartFiles
 from grounding.reader import PartReader, open_source
+from grounding.run import RunArguments, load_model, try_out
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -72,29 +72,16 @@ PREDICTIONS = pa.schema(
 SCALE_PREDICTIONS = pa.schema({"scale_boxes": pa.list_(BOX), "scale_scores": pa.list_(pa.float32())})
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(RunArguments):
     model: str = field(metadata={"help": "Model to run: a folder or an id on the Hub."})
     dataset: str = field(
         metadata={"help": "A folder of pictures or of parquet files, a parquet file, a Hub id, or 'scenes'."}
     )
     output: str = field(metadata={"help": "Parquet file for the predictions."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
-    dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
-    )
     split: str | None = field(default=None, metadata={"help": "Split to ground, where a data set has several."})
-    seed: int = field(default=0, metadata={"help": "Seed of Scenes."})
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Rows to take from the start; all by default. Needed for Scenes."}
-    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "What to do at an unusable row: 'stop', or 'skip' and say so in its row."}
-    )
-    longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
-    max_scales: int | None = field(default=None, metadata={"help": "Number of scales to read, if not all."})
-    selection_threshold: float | None = field(
-        default=None, metadata={"help": "Threshold, if not the model's; 0 reads every patch."}
     )
     scale_boxes: bool = field(default=False, metadata={"help": "Write the box and score of every scale, too."})
     batch_size: int = field(default=32, metadata={"help": "Batch size of every process."})
@@ -102,9 +89,6 @@ class Arguments:
         default=1024,
         metadata={"help": "Rows that are written at once, and among which pictures of like shape are looked for."},
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
 
 
 class Samples(torch.utils.data.Dataset):

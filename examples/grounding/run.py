@@ -1,0 +1,77 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What evaluation and batch jobs share: a model that is to be run, and how."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+
+from .checks import DataError
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    model: str | None = field(default=None, metadata={"help": "Model to run: a folder or an id on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
+    dataset_level: str = field(
+        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Rows to take from the start; all by default. Needed for Scenes."}
+    )
+    longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
+    max_scales: int | None = field(default=None, metadata={"help": "Number of scales to read, if not all."})
+    selection_threshold: float | None = field(
+        default=None, metadata={"help": "Threshold, if not the model's; 0 reads every patch."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
+
+
+def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
+    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
+    try:
+        processor = ScanFormerProcessor.from_pretrained(args.model)
+        model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
+    except (OSError, ValueError) as error:
+        if Path(args.model, "config.json").is_file():
+            raise DataError(f"Cannot load the model {args.model!r}: {error}") from error
+        raise DataError(f"There is no model {args.model!r}. {list_models(Path(args.model))}") from error
+    if args.longest_edge is not None:
+        processor.image_processor.size = {"longest_edge": args.longest_edge}
+    return model, processor
+
+
+def list_models(path: Path) -> str:
+    """What can be had instead of a missing model."""
+    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    models = sorted(str(config.parent) for config in folder.glob("*/config.json"))
+    if models:
+        return f"In {folder} there are: {', '.join(models)}."
+    return f"{folder.resolve()} holds no models, and the Hub has no such model or cannot be reached."
+
+
+def try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor, options: dict):
+    """Let senseless options, and a processor that does not fit the model, fail before the work begins."""
+    try:
+        inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
+        model.generate(**inputs.to(model.device), **options)
+    except ValueError as error:
+        raise DataError(f"The model cannot be run like this: {error}") from error
