@@ -25,6 +25,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .adapters_scanformer import lora_config
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .early_exit_scanformer import EarlyExitRule
 from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
 from .image_processing_scanformer import ScanFormerImageProcessor, read_image
 from .modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerPreTrainedModel
@@ -37,6 +38,7 @@ from .visualization_scanformer import draw_scan
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
+    "EarlyExitRule",
     "ScaleResult",
     "ScanCache",
     "ScanFormerConfig",

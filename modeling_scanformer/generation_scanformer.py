@@ -20,13 +20,16 @@ import torch
 from transformers.generation import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS
 from .cache_scanformer import ScanCache
+from .early_exit_scanformer import EarlyExitRule, exit_signals
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
 from .scan_scanformer import Scan
 
 
 # What `generate` can be asked for.
-OPTIONS = ("max_scales", "selection_threshold", "stopping_score")
+SCAN_OPTIONS = ("max_scales", "selection_threshold", "token_budget", "budget_split", "budget_score")
+OPTIONS = (*SCAN_OPTIONS, "stopping_score", "early_exit")
 
 
 class ScanFormerGenerationConfig(GenerationConfig):
@@ -38,8 +41,23 @@ class ScanFormerGenerationConfig(GenerationConfig):
             Number of scales to read at most. All by default.
         selection_threshold (`float`, *optional*):
             Replaces the model's `selection_threshold`: higher reads fewer patches.
+        token_budget (`float` or `int` or `list`, *optional*):
+            The most patches that a sample may read: a share (`float`) or a number (`int`) of the patches of all scales, or a
+            list with a share or a number for every scale. It holds for every sample, and limits what the threshold
+            selects: with `selection_threshold=0` all of it is read. The coarsest scale is always read whole.
+        budget_split (`str`, *optional*, defaults to `"content"`):
+            How a scale's budget is shared out over regions of the picture, each being what one patch of the coarsest scale
+            covers: `"content"` in proportion to what [REG] looks at in the first layer (HiRED, arXiv 2408.10945), `"even"`,
+            or `"none"`, without regions.
+        budget_score (`str`, *optional*, defaults to `"informativeness"`):
+            Which patches are read where not all can be: those of the highest learned `"informativeness"`; those whose
+            parents get most `"attention"` of [REG] in Encoder1's last layer; and two baselines, `"random"` and `"center"`.
         stopping_score (`float`, *optional*):
             A sample leaves the batch as soon as the score of a box reaches this value. Never by default.
+        early_exit (`bool`, *optional*):
+            Whether samples leave the batch by the calibrated `early_exit_rule`.
+        early_exit_rule (`dict`, *optional*):
+            An [`EarlyExitRule`] as a dictionary; `examples/calibrate_early_exit.py` makes it.
 
     Raises:
         ValueError: for an unknown option or a senseless value.
@@ -52,13 +70,20 @@ class ScanFormerGenerationConfig(GenerationConfig):
         # The parent's options are those of sampling text; none of them means anything here.
         self.max_scales: int | None = kwargs.pop("max_scales", None)
         self.selection_threshold: float | None = kwargs.pop("selection_threshold", None)
+        self.token_budget: float | int | list | None = kwargs.pop("token_budget", None)
+        self.budget_split: str | None = kwargs.pop("budget_split", None)
+        self.budget_score: str | None = kwargs.pop("budget_score", None)
         self.stopping_score: float | None = kwargs.pop("stopping_score", None)
+        self.early_exit: bool | None = kwargs.pop("early_exit", None)
+        self.early_exit_rule: dict | None = kwargs.pop("early_exit_rule", None)
 
         self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
         self._from_model_config: bool | None = kwargs.pop("_from_model_config", None)
         self.transformers_version: str | None = kwargs.pop("transformers_version", None)
         if kwargs:
-            raise ValueError(f"Unknown generation options: {sorted(kwargs)}. Known are {sorted(OPTIONS)}.")
+            raise ValueError(
+                f"Unknown generation options: {sorted(kwargs)}. Known are {sorted((*OPTIONS, 'early_exit_rule'))}."
+            )
         self.validate()
 
     def validate(self, **unused_kwargs):
@@ -68,6 +93,30 @@ class ScanFormerGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or not 0 <= value <= 1):
                 raise ValueError(f"`{name}` must be a number in [0, 1], got {value!r}.")
+        budgets = self.token_budget if isinstance(self.token_budget, list) else [self.token_budget]
+        for budget in budgets if self.token_budget is not None else ():
+            if not (isinstance(budget, float) and 0 <= budget <= 1 or type(budget) is int and budget >= 0):
+                raise ValueError(
+                    f"`token_budget` must be a share in [0, 1] (a float), a number of patches (an integer), or a list with "
+                    f"one of these for every scale, got {self.token_budget!r}."
+                )
+        for name, known in (("budget_split", BUDGET_SPLITS), ("budget_score", BUDGET_SCORES)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+            if value is not None and self.token_budget is None:
+                raise ValueError(f"`{name}` says how a `token_budget` is spent, but there is none.")
+        if self.early_exit not in (None, True, False):
+            raise ValueError(f"`early_exit` must be true or false, got {self.early_exit!r}.")
+        if self.early_exit and self.early_exit_rule is None:
+            raise ValueError(
+                "`early_exit` needs a calibrated rule, and this model has none: make one with "
+                "examples/calibrate_early_exit.py, or stop at a score of your choice by `stopping_score`."
+            )
+        if self.early_exit and self.stopping_score is not None:
+            raise ValueError("`early_exit` and `stopping_score` are two rules for one thing: give one of them.")
+        if self.early_exit_rule is not None:
+            EarlyExitRule.from_dict(self.early_exit_rule)
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
@@ -96,6 +145,8 @@ class ScaleResult(NamedTuple):
             Their scores.
         selection_mask (`torch.BoolTensor` of shape `(num_active, num_patches)`):
             True at the patches of the scale that were read.
+        signals (`torch.FloatTensor` of shape `(num_active, 4)`):
+            What an early exit is decided by; see [`exit_signals`].
     """
 
     scale: int
@@ -103,6 +154,7 @@ class ScaleResult(NamedTuple):
     boxes: torch.FloatTensor
     scores: torch.FloatTensor
     selection_mask: torch.BoolTensor
+    signals: torch.FloatTensor
 
 
 class ScanFormerGenerationMixin:
@@ -165,9 +217,29 @@ class ScanFormerGenerationMixin:
             num_scales=config.max_scales,
             threshold=config.selection_threshold,
         )
-        if streamer is None and config.stopping_score is None:
+        if config.token_budget is not None:
+            self.model.limit_scan(
+                scan,
+                config.token_budget,
+                config.budget_split or BUDGET_SPLITS[0],
+                config.budget_score or BUDGET_SCORES[0],
+            )
+        rule = None
+        if config.early_exit:
+            rule = EarlyExitRule.from_dict(config.early_exit_rule)
+            rule.check(self, self.scan_options(config))
+        if streamer is None and rule is None and config.stopping_score is None:
             return self._scan_fused(scan)
-        return self._scan_streamed(scan, streamer, config.stopping_score)
+        return self._scan_streamed(scan, streamer, config.stopping_score, rule)
+
+    def scan_options(self, generation_config: ScanFormerGenerationConfig | None = None) -> dict[str, Any]:
+        """
+        The options that decide what a scan reads, and so what an [`EarlyExitRule`] is calibrated for. The selection
+        threshold is always among them, as the model's config has one.
+        """
+        config = self.generation_config if generation_config is None else generation_config
+        options = {name: getattr(config, name) for name in SCAN_OPTIONS if getattr(config, name) is not None}
+        return {"selection_threshold": self.config.selection_threshold, **options}
 
     def _scan_fused(self, scan: Scan) -> ScanFormerVisualGroundingOutput:
         while not scan.finished:
@@ -183,17 +255,24 @@ class ScanFormerGenerationMixin:
         )
 
     def _scan_streamed(
-        self, scan: Scan, streamer: BaseStreamer | None, stopping_score: float | None
+        self,
+        scan: Scan,
+        streamer: BaseStreamer | None,
+        stopping_score: float | None,
+        rule: EarlyExitRule | None,
     ) -> ScanFormerVisualGroundingOutput:
         batch_size = len(scan.rows)
         boxes, scores, masks = [], [], []
         scales_read = torch.zeros_like(scan.rows)
+        previous = None
         while not scan.finished and len(scan.rows) > 0:
             rows, scale = scan.rows, scan.scale
             self.model.read_scale(scan)
             self.model.encode_pending(scan)
-            new_boxes, score_logits = self.predict(scan.readings[scale].reg_state)
+            reg_states = scan.readings[scale].reg_state
+            new_boxes, score_logits = self.predict(reg_states)
             new_scores, new_mask = score_logits.sigmoid(), scan.selection_mask(scale)
+            signals = exit_signals(score_logits, new_boxes, reg_states, previous, scan.share_wanted())
             scales_read[rows] += 1
             # a sample that has left the batch keeps its answer, and reads nothing more
             boxes.append(boxes[-1].clone() if boxes else new_boxes.new_zeros(batch_size, 4))
@@ -201,11 +280,20 @@ class ScanFormerGenerationMixin:
             masks.append(new_mask.new_zeros(batch_size, new_mask.shape[1]))
             boxes[-1][rows], scores[-1][rows], masks[-1][rows] = new_boxes, new_scores, new_mask
             if streamer is not None:
-                streamer.put(ScaleResult(scale, rows, new_boxes, new_scores, new_mask))
-            if stopping_score is not None and not scan.finished:
-                undecided = (new_scores < stopping_score).nonzero()[:, 0]
-                if len(undecided) < len(rows):
-                    scan.keep_rows(undecided)
+                streamer.put(ScaleResult(scale, rows, new_boxes, new_scores, new_mask, signals))
+            previous = (new_boxes, reg_states)
+            if scan.finished:
+                break
+            if rule is not None:
+                decided = rule.stopping_score(signals, scale) >= rule.threshold
+            elif stopping_score is not None:
+                decided = new_scores >= stopping_score
+            else:
+                continue
+            if decided.any():
+                kept = (~decided).nonzero()[:, 0]
+                scan.keep_rows(kept)
+                previous = (new_boxes[kept], reg_states[kept])
         if streamer is not None:
             streamer.end()
         return self._generation_output(

@@ -13,6 +13,8 @@
 # limitations under the License.
 """PyTorch ScanFormer model."""
 
+from functools import partial
+
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -24,6 +26,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .adapters_scanformer import ScanFormerAdapterMixin
+from .budget_scanformer import plan_budget, reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings
@@ -296,6 +299,13 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             selection=select_all(pixel_attention_mask[:, : offsets[1]]),
         )
 
+    def limit_scan(self, scan: Scan, token_budget: float | int | list, split: str, score: str):
+        """Give a scan that has not begun a budget; see [`ScanFormerGenerationConfig`]."""
+        masks = (scan.patch_mask(scale) for scale in range(self.config.num_scales))
+        num_patches = torch.stack([mask.sum(1) for mask in masks], dim=1)
+        score_layer = self.config.selection_layer - 1
+        scan.budget = plan_budget(token_budget, split, score, num_patches, scan.num_scales, score_layer)
+
     def read_scale(self, scan: Scan):
         """Run Encoder1 over the next scale (and over the text, if it is still unread) and select what to read after it."""
         scale, selection = scan.scale, scan.selection
@@ -312,6 +322,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         if not scan.finished or scan.wants_last_logits:
             reading.logits = self.selection_head(blocks[-1][:, 1 : 1 + selection.indices.shape[1]])
         if not scan.finished:
+            self._watch_reg(scan)
             scan.selection = select_children(
                 selection,
                 reading.logits,
@@ -319,7 +330,18 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 patch_mask=scan.patch_mask(scale + 1),
                 threshold=scan.threshold,
                 gated=self.training,
+                limit=None if scan.budget is None else partial(scan.budget, scan),
             )
+
+    def _watch_reg(self, scan: Scan):
+        """Note how much [REG] looks at every patch of the scale just read, where a token budget wants to know."""
+        reading = scan.readings[-1]
+        num_patches = reading.selection.indices.shape[1]
+        for index, reg_states in scan.reg_inputs.items():
+            keys, _ = scan.cache.states(index)
+            attention = reg_attention(self.layers[index], reg_states, keys, scan.cache.key_bias)
+            first = keys.shape[2] - scan.pending[-1].shape[1] + 1
+            reading.reg_attention[index] = attention[:, first : first + num_patches]
 
     def encode_pending(self, scan: Scan):
         """Run Encoder2 over everything that Encoder1 has read since the last call."""
@@ -355,6 +377,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         for index in layers:
             if scan.hidden_states is not None:
                 scan.hidden_states.setdefault(index, []).append(hidden_states)
+            if scan.budget is not None and index in scan.budget.watched_layers:
+                scan.reg_inputs[index] = hidden_states[:, -block_lengths[-1]]
             past_keys, past_values = scan.cache.states(index)
             hidden_states, keys, values, weights = self.layers[index](
                 hidden_states, past_keys, past_values, scan.cache.key_bias, block_lengths

@@ -69,7 +69,7 @@ class VisualGroundingPipeline(Pipeline):
             return_scan (`bool`, *optional*, defaults to `False`):
                 Add under `"scan"` what every scale gave: `"boxes"`, `"scores"`, and `"selection"`, boolean grids (rows,
                 columns) of the patches read.
-            max_scales, selection_threshold, stopping_score:
+            max_scales, selection_threshold, token_budget, budget_split, budget_score, stopping_score, early_exit:
                 See [`ScanFormerGenerationConfig`].
             timeout (`float`, *optional*):
                 Seconds to wait for a URL.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .budget_scanformer import TokenBudget
 from .cache_scanformer import ScanCache
 from .selection_scanformer import Selection
 
@@ -35,12 +36,16 @@ class ScaleReading:
             Encoder2's output of [REG]; `None` until Encoder2 has read the scale.
         patch_states (`torch.Tensor` of shape `(batch_size, num_selected, hidden_size)`, *optional*):
             Encoder2's output of the patches.
+        reg_attention (`dict[int, torch.Tensor]`):
+            By layer, how much [REG] looks at every patch read, of shape `(batch_size, num_selected)`. Only of the layers
+            that a token budget watches.
     """
 
     selection: Selection
     logits: torch.Tensor | None = None
     reg_state: torch.Tensor | None = None
     patch_states: torch.Tensor | None = None
+    reg_attention: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +72,8 @@ class Scan:
             Rows of the batch that are still being read. All state below is of these rows.
         cache (`ScanCache`):
             Keys and values of what was read.
+        budget (`TokenBudget`, *optional*):
+            Limits what is read.
         text_states (`torch.Tensor` of shape `(num_active, text_length, hidden_size)`, *optional*):
             The embedded text, until it goes through Encoder1 together with scale 0. `None` if it came cached.
         selection (`Selection`, *optional*):
@@ -77,6 +84,8 @@ class Scan:
             Whether the first of them is the text.
         readings (`list[ScaleReading]`):
             What was read, scale by scale.
+        reg_inputs (`dict[int, torch.Tensor]`):
+            [REG] of the last scale at the input of the layers that the budget watches.
         hidden_states, attentions (`dict[int, list]`, *optional*):
             What the layers gave, if the caller asked for it.
     """
@@ -93,9 +102,11 @@ class Scan:
     cache: ScanCache
     text_states: torch.Tensor | None
     selection: Selection | None
+    budget: TokenBudget | None = None
     pending: list[torch.Tensor] = field(default_factory=list)
     text_is_pending: bool = False
     readings: list[ScaleReading] = field(default_factory=list)
+    reg_inputs: dict[int, torch.Tensor] = field(default_factory=dict)
     hidden_states: dict[int, list[torch.Tensor]] | None = None
     attentions: dict[int, list[torch.Tensor]] | None = None
 
@@ -124,6 +135,12 @@ class Scan:
     def grid(self, scale: int) -> torch.Tensor:
         """Rows and columns of every image's patch grid at a scale, of shape `(num_active, 2)`."""
         return self.spatial_shapes[self.rows, scale]
+
+    def share_wanted(self) -> torch.Tensor:
+        """Share of the patches of the next scale that will be read, of shape `(num_active,)`; 0 after the last one."""
+        if self.finished:
+            return torch.zeros(len(self.rows), device=self.rows.device)
+        return self.selection.mask.sum(1) / self.patch_mask(self.scale).sum(1)
 
     def selection_mask(self, scale: int) -> torch.Tensor:
         """True at the patches of a scale that were read, of shape `(num_active, num_patches)`."""

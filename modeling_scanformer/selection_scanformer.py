@@ -13,6 +13,7 @@
 # limitations under the License.
 """Which patches of the next scale are read, and what stands for those that are not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,7 @@ def select_children(
     patch_mask: torch.Tensor,
     threshold: float,
     gated: bool,
+    limit: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Selection:
     """
     Select the children whose informativeness exceeds the threshold.
@@ -98,6 +100,9 @@ def select_children(
             A child is selected where `sigmoid(logit) > threshold`.
         gated (`bool`):
             Whether gradients have to reach the logits, as in training.
+        limit (`Callable`, *optional*):
+            Gets what is selected, the children's indices and their informativeness, each of shape
+            `(batch_size, 4 * num_parents)`, and gives what of the selection remains.
 
     Returns:
         `Selection`: of the children's scale.
@@ -108,6 +113,8 @@ def select_children(
     offered = parents.mask[..., None].expand_as(wanted).flatten(1)  # (batch_size, 4 * num_parents)
     selected = wanted.flatten(1) & offered
     children = child_indices(parents.indices, columns).flatten(1)
+    if limit is not None:
+        selected = limit(selected, children, informativeness.flatten(1))
     gates = (informativeness - informativeness.detach()).flatten(1) if gated else None
     num_unselected = patch_mask.long().sum(1) - selected.sum(1)
 

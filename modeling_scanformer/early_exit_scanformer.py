@@ -1,0 +1,156 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""When a scan may stop: a rule over what each scale shows, calibrated so that it costs little accuracy."""
+
+from dataclasses import asdict, dataclass, fields
+
+import torch
+
+from .loss_scanformer import box_iou, center_to_corners
+
+
+# What a scale shows, in the order of a rule's weights; see `exit_signals`.
+SIGNALS = ("score", "agreement", "wanted", "change")
+
+# Weights that identify a model, and how much of each the rounding of half precision may change.
+NUM_FINGERPRINT_WEIGHTS = 8
+FINGERPRINT_TOLERANCE = 2.0**-7
+
+
+def exit_signals(
+    score_logits: torch.Tensor,
+    boxes: torch.Tensor,
+    reg_states: torch.Tensor,
+    previous: tuple[torch.Tensor, torch.Tensor] | None,
+    wanted: torch.Tensor,
+) -> torch.Tensor:
+    """
+    What a scale shows of whether a finer one would change the answer.
+
+    Args:
+        score_logits (`torch.Tensor` of shape `(batch_size,)`):
+            Scores of this scale's boxes, before the sigmoid.
+        boxes (`torch.Tensor` of shape `(batch_size, 4)`):
+            This scale's boxes, relative (center_x, center_y, width, height).
+        reg_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
+            Encoder2's outputs of this scale's [REG].
+        previous (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+            Boxes and [REG] states of the scale before; `None` at the coarsest.
+        wanted (`torch.Tensor` of shape `(batch_size,)`):
+            Share of the next scale's patches that the selection asks for.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, 4)`: the score's logit; the IoU of the box with the one of the scale
+        before; `wanted`; and 1 - the cosine of the [REG] states of the two scales. The second and fourth are 0 at the
+        coarsest scale.
+    """
+    if previous is None:
+        agreement = change = torch.zeros_like(wanted)
+    else:
+        agreement, _ = box_iou(center_to_corners(boxes), center_to_corners(previous[0]))
+        change = 1 - torch.nn.functional.cosine_similarity(reg_states.float(), previous[1].float())
+    return torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
+
+
+def fingerprint(model) -> list[float]:
+    """Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weights of its score head."""
+    weights = model.score_head.out_proj.weight.detach().flatten()[:NUM_FINGERPRINT_WEIGHTS]
+    return [float(f"{weight:.6g}") for weight in weights.float().tolist()]
+
+
+@dataclass
+class EarlyExitRule:
+    """
+    A sample leaves the scan at scale s as soon as `sigmoid(weights[s] . signals + biases[s]) >= threshold`.
+
+    Args:
+        weights (`list[list[float]]`):
+            Weights of the `SIGNALS`, for every scale but the last.
+        biases (`list[float]`):
+            Offsets, for every scale but the last.
+        threshold (`float`):
+            The stopping score from which on a sample leaves; above 1 nothing ever does.
+        alpha (`float`):
+            What accuracy may fall by, as a share of all samples ...
+        confidence (`float`):
+            ... with this probability over the draw of the calibration data.
+        num_samples (`int`):
+            Number of samples that the threshold was calibrated on.
+        fingerprint (`list[float]`):
+            Identifies the model; see [`fingerprint`].
+        options (`dict`):
+            The options of `generate` under which it was calibrated, those left out being at their defaults.
+
+    Raises:
+        ValueError: where lengths or values make no sense.
+    """
+
+    weights: list[list[float]]
+    biases: list[float]
+    threshold: float
+    alpha: float
+    confidence: float
+    num_samples: int
+    fingerprint: list[float]
+    options: dict
+
+    def __post_init__(self):
+        if len(self.weights) != len(self.biases) or any(len(row) != len(SIGNALS) for row in self.weights):
+            raise ValueError(
+                f"An early exit rule needs {len(SIGNALS)} weights and an offset for every scale but the last."
+            )
+        for name in ("alpha", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` of an early exit rule must lie between 0 and 1, got {getattr(self, name)}."
+                )
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EarlyExitRule":
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError(f"An early exit rule has the fields {sorted(names)}, got {values!r}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def check(self, model, options: dict):
+        """
+        Refuse to judge another model, or a scan under other options, than the rule was calibrated on.
+
+        Raises:
+            ValueError: if the rule is not for this model or these options.
+        """
+        found = torch.tensor(fingerprint(model))
+        if found.shape != (len(self.fingerprint),) or not torch.allclose(
+            found, torch.tensor(self.fingerprint), rtol=FINGERPRINT_TOLERANCE, atol=1e-6
+        ):
+            raise ValueError(
+                "The early exit rule was calibrated on another checkpoint: its guarantee says nothing about this one. "
+                "Calibrate this model (examples/calibrate_early_exit.py)."
+            )
+        num_exits = options.get("max_scales", model.config.num_scales) - 1
+        if options != self.options or len(self.weights) != num_exits:
+            raise ValueError(
+                f"The early exit rule was calibrated for {len(self.weights)} exits with the options {self.options}, but "
+                f"the scan has {num_exits} exits and the options {options}. Use the same, or calibrate again."
+            )
+
+    def stopping_score(self, signals: torch.Tensor, scale: int) -> torch.Tensor:
+        """Stopping scores in [0, 1], of shape `(batch_size,)`, from [`exit_signals`] of a scale."""
+        return (signals @ signals.new_tensor(self.weights[scale]) + self.biases[scale]).sigmoid()
+
+
+__all__ = ["EarlyExitRule", "exit_signals", "fingerprint"]

@@ -1,0 +1,152 @@
+"""Early exit by a calibrated rule: what it sees, when samples leave, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from tiny import take_row, tiny_inputs, tiny_model
+from transformers.generation.streamers import BaseStreamer
+
+from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding
+from modeling_scanformer.early_exit_scanformer import fingerprint
+from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
+
+
+class Collector(BaseStreamer):
+    def __init__(self):
+        self.results = []
+
+    def put(self, value):
+        self.results.append(value)
+
+    def end(self):
+        pass
+
+
+def rule_for(model, **fields) -> EarlyExitRule:
+    """Leaves a scale where the score is at least one half."""
+    exits = model.config.num_scales - 1
+    values = {
+        "weights": [[1.0, 0.0, 0.0, 0.0]] * exits,
+        "biases": [0.0] * exits,
+        "threshold": 0.5,
+        "alpha": 0.01,
+        "confidence": 0.95,
+        "num_samples": 1000,
+        "fingerprint": fingerprint(model),
+        "options": model.scan_options(),
+    }
+    return EarlyExitRule(**{**values, **fields})
+
+
+def test_signals_are_what_they_are_called():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    streamer = Collector()
+    model.generate(**inputs, streamer=streamer)
+    outputs = model(**inputs, output_hidden_states=True)
+    reg_states = model.model(**inputs).reg_states
+    total = [result.selection_mask.shape[1] for result in streamer.results]
+    assert total == [6, 24, 96]
+    for scale, result in enumerate(streamer.results):
+        score, agreement, wanted, change = result.signals.unbind(1)
+        torch.testing.assert_close(score.sigmoid(), outputs.scale_scores[:, scale].float())
+        if scale == 0:
+            assert not agreement.any() and not change.any()
+        else:
+            corners = center_to_corners(outputs.scale_boxes)
+            iou = box_iou(corners[:, scale], corners[:, scale - 1])[0]
+            torch.testing.assert_close(agreement, iou.float())
+            cosine = torch.cosine_similarity(reg_states[:, scale], reg_states[:, scale - 1])
+            torch.testing.assert_close(change, 1 - cosine.float(), atol=1e-6, rtol=1e-5)
+        if scale == 2:
+            assert not wanted.any()
+        else:
+            patches = inputs["spatial_shapes"][:, scale + 1].prod(1)
+            torch.testing.assert_close(wanted, outputs.selection_masks[scale + 1].sum(1) / patches)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])
+def test_samples_leave_when_the_rule_says_so(threshold):
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    everything = model.generate(**inputs)
+    rule = rule_for(model, threshold=threshold)
+    model.generation_config.early_exit_rule = rule.to_dict()
+    outputs = model.generate(**inputs, early_exit=True)
+    for row in range(3):
+        scores = everything.scale_scores[row, :2]  # no rule is asked after the last scale
+        leaves = (scores >= threshold).nonzero()[:, 0].tolist()
+        last = leaves[0] if leaves else 2
+        assert outputs.scales_read[row] == last + 1
+        torch.testing.assert_close(outputs.pred_boxes[row], everything.scale_boxes[row, last])
+        assert not any(
+            outputs.selection_masks[scale][row].any() for scale in range(last + 1, len(outputs.selection_masks))
+        )
+        alone = model.generate(**take_row(inputs, row, 3), early_exit=True)
+        torch.testing.assert_close(alone.pred_boxes[0], outputs.pred_boxes[row])
+
+
+def test_a_rule_is_saved_with_the_model_and_holds_in_half_precision(tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["early_exit_rule"]["alpha"] == 0.01
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        loaded = ScanFormerForVisualGrounding.from_pretrained(tmp_path, dtype=dtype)
+        loaded.generate(**tiny_inputs(model.config, dtype=dtype), early_exit=True)
+
+
+def test_no_early_exit_without_calibration():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="calibrated rule.*calibrate_early_exit"):
+        model.generate(**tiny_inputs(model.config), early_exit=True)
+
+
+def test_a_rule_of_another_checkpoint_is_refused():
+    model, other = tiny_model(0), tiny_model(1)
+    other.generation_config.early_exit_rule = rule_for(model).to_dict()
+    with pytest.raises(ValueError, match="another checkpoint"):
+        other.generate(**tiny_inputs(other.config), early_exit=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"selection_threshold": 0.1}, {"max_scales": 2}, {"token_budget": 0.5}, {"token_budget": [6, 9, 9]}],
+    ids=str,
+)
+def test_a_rule_under_other_options_is_refused(options):
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    with pytest.raises(ValueError, match="options"):
+        model.generate(**inputs, early_exit=True, **options)
+    model.generation_config.update(**options)
+    exits = options.get("max_scales", 3) - 1
+    fields = {"options": model.scan_options(), "weights": [[0.0] * 4] * exits, "biases": [0.0] * exits}
+    model.generation_config.early_exit_rule = rule_for(model, **fields).to_dict()
+    model.generate(**inputs, early_exit=True)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"threshold": 0.5},
+        "yes",
+        {**rule_for(tiny_model()).to_dict(), "weights": [[1.0]] * 2},
+        {**rule_for(tiny_model()).to_dict(), "alpha": 0},
+    ],
+    ids=["missing fields", "no rule", "missing weights", "alpha"],
+)
+def test_senseless_rules_raise(rule):
+    model = tiny_model()
+    model.generation_config.early_exit_rule = rule
+    with pytest.raises(ValueError, match="rule"):
+        model.generate(**tiny_inputs(model.config), early_exit=True)
+
+
+def test_two_rules_at_once_are_refused():
+    model = tiny_model()
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    with pytest.raises(ValueError, match="one of them"):
+        model.generate(**tiny_inputs(model.config), early_exit=True, stopping_score=0.5)
