@@ -17,8 +17,9 @@ Ground every row of a data set of any size: anything with the columns image and 
     python examples/ground_dataset.py --model hub_cards/scanformer-tiny-scenes --dataset my_pictures \
         --output predictions.parquet
 
-With several processes, here on the GPUs of one machine:
+With several processes, on the CPU or on the GPUs of one machine:
 
+    accelerate launch --cpu --num_processes 2 examples/ground_dataset.py ...
     accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/ground_dataset.py ...
 
 predictions.parquet has a row for every row of the data set, in its order: "row", its number; the data set's columns but for
@@ -49,6 +50,7 @@ from grounding.checks import DataError, Problem, find_expression_problem
 from grounding.data import GroundingCollator
 from grounding.evaluation import count_patches, make_predictions
 from grounding.parts import PartFiles
+from grounding.processes import check_processes, start_processes
 from grounding.reader import PartReader, open_source
 from grounding.run import RunArguments, load_model, try_out
 from torch.utils.data import DataLoader
@@ -167,12 +169,13 @@ class Grounder:
 
 def describe_settings(args: Arguments, model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor) -> dict:
     """What predictions depend on. Where the model lies, how work is shared out and what stops it make no difference."""
-    digest = hashlib.sha256((model.config.to_json_string() + processor.image_processor.to_json_string()).encode())
+    parts = (model.config, model.generation_config, processor.image_processor)
+    digest = hashlib.sha256("".join(part.to_json_string() for part in parts).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     names = ("dataset", "dataset_config", "split", "max_samples", "longest_edge", "max_scales", "selection_threshold")
-    names += ("scale_boxes", "rows_per_part", "mixed_precision")
+    names += ("token_budget", "early_exit", "scale_boxes", "rows_per_part", "mixed_precision")
     names += ("dataset_level", "seed") if args.dataset == "scenes" else ()
     return {
         "modeling_scanformer": modeling_scanformer.__version__,
@@ -223,10 +226,10 @@ def ground(args: Arguments):
     # a process that has finished waits for the others, however long they take
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[patience])
+    check_processes(accelerator)
     model, processor = load_model(args)
     model.to(accelerator.device).eval()
-    options = {"max_scales": args.max_scales, "selection_threshold": args.selection_threshold}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = args.generation_options
     try_out(model, processor, options)
     schema = pa.unify_schemas([PREDICTIONS, SCALE_PREDICTIONS]) if args.scale_boxes else PREDICTIONS
     source = open_source(
@@ -311,6 +314,7 @@ def describe(tallies: list[Tally]) -> str:
 def main():
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     try:
+        start_processes()
         ground(args)
     except DataError as error:
         # a worker of the data loader puts its traceback in front

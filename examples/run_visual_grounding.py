@@ -26,6 +26,7 @@ from grounding.arguments import GroundingArguments
 from grounding.checkpoints import (
     TrainingState,
     find_checkpoint,
+    keep_trained_weights,
     load_checkpoint,
     remove_partial,
     save_checkpoint,
@@ -35,8 +36,10 @@ from grounding.checks import DataError
 from grounding.evaluation import evaluate_grounding
 from grounding.hub import open_repository, push, write_card
 from grounding.optimization import average_weights, create_parameter_groups, selection_threshold
+from grounding.processes import check_processes, start_processes
 from grounding.setup import load_datasets, load_model, make_collators
 from peft import PeftModel
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, SchedulerType, get_scheduler
@@ -90,6 +93,8 @@ class Arguments(GroundingArguments):
             raise DataError(f"--checkpoints_total_limit is at least 1, got {self.checkpoints_total_limit}.")
         if self.early_stopping_patience is not None and not self.evaluates:
             raise DataError("--early_stopping_patience needs --validation_split or --train_val_split.")
+        if self.ema_decay is not None and self.load_in_4bit:
+            raise DataError("--ema_decay does not go with --load_in_4bit: weights of 4 bits cannot be averaged.")
         if self.push_to_hub and self.hub_model_id is None:
             raise DataError("--push_to_hub needs to know where: --hub_model_id NAME.")
         if self.push_to_hub and self.train == "lora" and Path(self.model_name_or_path).exists():
@@ -165,10 +170,30 @@ def endless_batches(loader: DataLoader, dataset, state: TrainingState) -> Iterat
         state.epoch, state.batches = state.epoch + 1, 0
 
 
-def mean_over_processes(sums: dict[str, float], count: int) -> dict[str, float]:
-    """Means of sums over `count` steps, each process having its share of every batch."""
+def mean_over_processes(sums: dict[str, float]) -> dict[str, float]:
+    """Each process has its share of every batch."""
     everyone = gather_object([sums])
-    return {name: round(sum(own[name] for own in everyone) / len(everyone) / count, 5) for name in sums}
+    return {name: sum(own[name] for own in everyone) / len(everyone) for name in sums}
+
+
+def check_sharding(args: Arguments, accelerator: Accelerator):
+    """
+    Refuse what a model that FSDP shards cannot do.
+
+    Raises:
+        DataError: if it was asked for.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    if args.ema_decay is not None:
+        raise DataError(
+            "--ema_decay does not go with FSDP: the average would be whole in every process. Leave it out."
+        )
+    if args.load_in_4bit:
+        raise DataError("--load_in_4bit does not go with FSDP, which cannot shard weights of 4 bits: use DDP.")
+    if args.on_error == "skip":
+        # a process whose batch has nothing usable would leave the others waiting for its share of the weights
+        raise DataError("--on_error skip does not go with FSDP: mend the data set, or use DDP.")
 
 
 def train(args: Arguments):
@@ -185,15 +210,8 @@ def train(args: Arguments):
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, dispatch_batches=False),
         step_scheduler_with_optimizer=False,
     )
-    if (
-        accelerator.num_processes == 1
-        and os.environ.get("ACCELERATE_USE_CPU") == "True"
-        and "MASTER_ADDR" in os.environ
-    ):
-        logger.warning(
-            "`accelerate launch --cpu --num_processes N` starts one process, unless it is given an MPI. See "
-            "examples/accelerate_configs/cpu_2_processes.yaml for several."
-        )
+    check_processes(accelerator)
+    check_sharding(args, accelerator)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if accelerator.is_main_process:
@@ -236,6 +254,10 @@ def train(args: Arguments):
             "for every process: lower --per_device_train_batch_size."
         )
     unwrapped = accelerator.unwrap_model(model)
+    if isinstance(unwrapped, PeftModel):
+        keep_trained_weights(accelerator, unwrapped)
+    # where FSDP shards the model, weights come together for it as they do for `forward`; otherwise nothing happens
+    register_fsdp_forward_method(unwrapped, "generate")
     state = TrainingState()
     accelerator.register_for_checkpointing(state)
     average = None if args.ema_decay is None else average_weights(unwrapped, args.ema_decay)
@@ -280,7 +302,8 @@ def train(args: Arguments):
         progress.update()
         progress.set_postfix(loss=f"{outputs.loss.item():.3f}")
         if state.step % args.logging_steps == 0:
-            means = mean_over_processes(state.sums, args.logging_steps)
+            sums = mean_over_processes(state.sums)
+            means = {name: round(total / args.logging_steps, 5) for name, total in sums.items()}
             accelerator.log({**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
             state.sums = {}
         if eval_loader is not None and (state.step % args.eval_steps == 0 or state.step == args.max_train_steps):
@@ -293,6 +316,8 @@ def train(args: Arguments):
                 state.best, state.best_results, state.evaluations_without_gain = results["acc@0.5"], results, 0
                 save_model(accelerator, answering, processor, args.output_dir, final_threshold, folder="best")
         if state.step % args.checkpointing_steps == 0:
+            # the main process alone writes the state
+            state.sums = mean_over_processes(state.sums)
             save_checkpoint(accelerator, args.output_dir, state.step, args.checkpoints_total_limit)
     save_model(accelerator, answering, processor, args.output_dir, final_threshold)
     if repo_id is not None:
@@ -305,6 +330,7 @@ def train(args: Arguments):
 
 def main():
     try:
+        start_processes()
         train(parse_arguments())
     except DataError as error:
         # a worker of the data loader puts its traceback in front

@@ -28,6 +28,7 @@ from grounding.arguments import GroundingArguments
 from grounding.checks import DataError
 from grounding.data import GroundingCollator
 from grounding.optimization import create_parameter_groups, selection_threshold
+from grounding.processes import start_processes
 from grounding.setup import load_datasets, load_model, make_collators
 from metrics.visual_grounding.visual_grounding import accuracy, pairwise_iou
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -155,6 +156,7 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
 
 def main():
     try:
+        start_processes()
         train(*HfArgumentParser((GroundingArguments, GroundingTrainingArguments)).parse_args_into_dataclasses())
     except DataError as error:
         # a worker of the data loader puts its traceback in front

@@ -11,12 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Low-rank adapters (LoRA) of a ScanFormer, by PEFT."""
+"""Low-rank adapters (LoRA) of a ScanFormer, by PEFT, also of one in 4 bits."""
 
 from importlib import import_module
 
+from transformers import BitsAndBytesConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.utils import is_bitsandbytes_available
 
 
 # PEFT keeps DoRA's magnitudes in a module but saves them without its ".weight". PEFT knows; Transformers' `load_adapter`
@@ -31,6 +33,8 @@ register_checkpoint_conversion_mapping(
 TARGET_MODULES = ("q_proj", "v_proj", "dense1", "dense2", "dense")
 # Smaller than their low-rank updates would be: the heads' last layers, and the tokens, which no linear layer reads.
 MODULES_TO_SAVE = ("out_proj", "classifier", "reg_tokens", "constant_token")
+# Patterns of what 4 bits leave alone: how pixels come in, and how answers and the selection come out.
+FULL_PRECISION_MODULES = (r"(model\.)?patch_embeddings", r"(model\.)?selection_head", "box_head", "score_head")
 
 
 def lora_config(r: int = 8, **kwargs):
@@ -75,6 +79,42 @@ def lora_config(r: int = 8, **kwargs):
     return peft.LoraConfig(r=r, **{**defaults, **kwargs})
 
 
+def quantization_config(**kwargs) -> BitsAndBytesConfig:
+    """
+    The configuration to load a ScanFormer in 4 bits and train an adapter of it (QLoRA, https://arxiv.org/abs/2305.14314):
+    the linear layers of the encoder in NF4, their scales quantized as well; patch projection, heads and embeddings as they
+    are.
+
+    Args:
+        **kwargs:
+            Passed to `BitsAndBytesConfig`: `bnb_4bit_compute_dtype` (by default float32), `bnb_4bit_quant_storage`, and
+            all others. `llm_int8_skip_modules` replaces the choice above.
+
+    Returns:
+        `BitsAndBytesConfig`
+
+    Raises:
+        ImportError: if bitsandbytes is not installed.
+
+    Example:
+
+    ```python
+    >>> model = ScanFormerForVisualGrounding.from_pretrained(
+    ...     "hub_cards/scanformer-tiny-scenes", quantization_config=quantization_config()
+    ... )
+    >>> model.add_adapter(lora_config(r=8))
+    ```"""
+    if not is_bitsandbytes_available():
+        raise ImportError("A model in 4 bits needs bitsandbytes: `pip install bitsandbytes`.")
+    defaults = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "llm_int8_skip_modules": list(FULL_PRECISION_MODULES),
+    }
+    return BitsAndBytesConfig(**{**defaults, **kwargs})
+
+
 class ScanFormerAdapterMixin:
     """What Transformers' own adapter methods of a model leave open."""
 
@@ -110,4 +150,4 @@ class ScanFormerAdapterMixin:
                 module.enable_adapters(enabled=True)
 
 
-__all__ = ["ScanFormerAdapterMixin", "lora_config"]
+__all__ = ["ScanFormerAdapterMixin", "lora_config", "quantization_config"]

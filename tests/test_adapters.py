@@ -22,6 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import picture, tiny_config, tiny_inputs, tiny_model
 from transformers import AutoModelForZeroShotObjectDetection, pipeline
+from transformers.utils import is_bitsandbytes_available
 
 from modeling_scanformer import (
     DEFAULT_CHECKPOINT,
@@ -29,7 +30,7 @@ from modeling_scanformer import (
     ScanFormerForVisualGrounding,
     ScanFormerProcessor,
 )
-from modeling_scanformer.adapters_scanformer import MODULES_TO_SAVE, lora_config
+from modeling_scanformer.adapters_scanformer import MODULES_TO_SAVE, lora_config, quantization_config
 
 
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
@@ -206,6 +207,40 @@ def test_an_adapter_of_another_shape_is_an_error(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
     with pytest.raises(ValueError, match="No modules were targeted"):
         tiny_model().load_adapter(str(tmp_path))
+
+
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed")
+def test_a_model_in_4_bits_takes_an_adapter(checkpoint, tmp_path):
+    def load(**options):
+        return ScanFormerForVisualGrounding.from_pretrained(checkpoint, **options).eval()
+
+    def answer(model):
+        with torch.no_grad():
+            return model(**tiny_inputs(tiny_config(), dtype=torch.float32)).scale_boxes
+
+    model = load(quantization_config=quantization_config())
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert (type(module).__name__ == "Linear4bit") == (".layers." in name), name
+    quantized = answer(model)
+    model.add_adapter(lora_config(r=4))
+    expected = answer(shake(model).eval())
+    assert differ(expected, quantized)
+    model.save_pretrained(tmp_path)
+    again, whole = load(quantization_config=quantization_config()), load()
+    for other in (again, whole):
+        other.load_adapter(str(tmp_path))
+    torch.testing.assert_close(answer(again), expected, atol=0, rtol=0)
+    adapted = {name: p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name}
+    parameters = dict(whole.named_parameters())
+    assert adapted and all(torch.equal(parameters[name], tensor) for name, tensor in adapted.items())
+    assert differ(answer(whole), answer(load()))
+
+
+def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("modeling_scanformer.adapters_scanformer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        quantization_config()
 
 
 def test_peft_is_asked_for_where_it_is_missing(monkeypatch):

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Two processes on the CPU, over gloo. They are launched once, as
+Two processes on the CPU, over gloo. They are launched twice, as
 
-    ACCELERATE_USE_CPU=true accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml ...
+    accelerate launch --cpu --num_processes 2 ...
+    accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 2 ...
 
-and do all that the tests below look at, one after another; see `work`. (`accelerate launch --cpu --num_processes 2` starts a
-single process unless it is given an MPI.)
+and do all that the tests below look at, one after another; see `work` and `work_sharded`.
 """
 
 import json
@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ground_dataset
 import pyarrow.parquet as pq
@@ -35,11 +36,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from grounding.checks import DataError
+from grounding.processes import check_processes, start_processes
 from safetensors.torch import load_file
 from tiny import picture, save_tiny_checkpoint, take_row, tiny_inputs, tiny_labels, tiny_model
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from modeling_scanformer import ScanFormerForVisualGrounding
 from modeling_scanformer.layer_scanformer import ScanFormerLayer
 
 
@@ -145,25 +150,32 @@ def work(folder: Path):
     train_extremes(accelerator, folder, sharded=True)
     call(ground_dataset.main, "ground_dataset.py", grounding_arguments(folder, "two.parquet"))
     call(run_visual_grounding.main, "run_visual_grounding.py", training_arguments(folder, "two", batch_size=2))
+    arguments = training_arguments(folder, "spanning", batch_size=2, logging_steps=3)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder in which two processes have worked."""
-    folder = tmp_path_factory.mktemp("distributed")
-    save_tiny_checkpoint(folder / "checkpoint")
-    (folder / "pictures").mkdir()
-    with (folder / "pictures" / "metadata.jsonl").open("w") as file:
-        for row in range(13):
-            width, height = 20 + row % 3 * 12, 20 + row % 4 * 8
-            picture(width, height, seed=row).save(folder / "pictures" / f"{row:02}.png")
-            box = [2, 3, 12 + row % 5, 15]
-            file.write(json.dumps({"file_name": f"{row:02}.png", "expression": "the circle", "bbox": box}) + "\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command += ["--config_file", CONFIGS / "cpu_2_processes.yaml", __file__, folder]
+def work_sharded(folder: Path):
+    """The same under FSDP2, which Accelerate leaves to GPUs: told that there are some, it shards on the CPU as well."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    assert Accelerator().is_fsdp2
+    arguments = training_arguments(folder, "sharded", batch_size=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    arguments |= {
+        "output_dir": folder / "sharded-resumed",
+        "resume_from_checkpoint": folder / "sharded" / "checkpoint-2",
+    }
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    arguments = training_arguments(folder, "sharded-adapter", batch_size=2, lora_r=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+
+
+def launch(folder: Path, *options):
+    """Run this file in the processes that Accelerate starts."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", *options, __file__, folder]
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "examples", ROOT / "tests")))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    with (folder / "log").open("w") as log:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    with (folder / "log").open("a") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             # they need seconds; a deadlock would last for ever
@@ -173,7 +185,42 @@ def folder(tmp_path_factory):
             process.terminate()
             code = process.wait(timeout=60)
     assert code == 0, (folder / "log").read_text()[-5000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The folder of all that the processes need."""
+    folder = tmp_path_factory.mktemp("distributed")
+    save_tiny_checkpoint(folder / "checkpoint")
+    (folder / "pictures").mkdir()
+    with (folder / "pictures" / "metadata.jsonl").open("w") as file:
+        for row in range(13):
+            width, height = 20 + row % 3 * 12, 20 + row % 4 * 8
+            picture(width, height, seed=row).save(folder / "pictures" / f"{row:02}.png")
+            box = [2, 3, 12 + row % 5, 15]
+            file.write(json.dumps({"file_name": f"{row:02}.png", "expression": "the circle", "bbox": box}) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(data):
+    """The folder in which two processes have worked."""
+    launch(data, "--cpu")
+    return data
+
+
+@pytest.fixture(scope="module")
+def sharded(data):
+    """The folder in which two processes have worked, each with its share of the model."""
+    launch(data, "--config_file", CONFIGS / "fsdp2.yaml", "--main_process_port", "0")
+    return data
+
+
+@pytest.fixture(scope="module")
+def one(data):
+    """What one process trains with the same global batch."""
+    call(run_visual_grounding.main, "run_visual_grounding.py", training_arguments(data, "one", batch_size=4))
+    return data / "one"
 
 
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
@@ -196,31 +243,120 @@ def test_every_parameter_gets_a_gradient_whatever_is_selected(threshold, options
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def read_losses(path: Path) -> dict[int, dict]:
+def read_log(path: Path, key: str = "loss") -> dict[int, dict]:
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if "loss" in line}
+    return {line["step"]: line for line in lines if key in line}
 
 
-def test_two_processes_train_as_one_does(folder):
+def assert_trained_alike(folder: Path, expected: Path, name: str = "model.safetensors"):
+    logged, expected_log = read_log(folder), read_log(expected)
+    assert sorted(logged) == sorted(expected_log) == [1, 2, 3, 4]
+    for step, line in expected_log.items():
+        assert logged[step] == pytest.approx(line, rel=LOSS_TOLERANCE), step
+    weights, expected_weights = (load_file(path / name) for path in (folder, expected))
+    assert set(weights) == set(expected_weights)
+    for key, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[key], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=key)
+
+
+def test_two_processes_train_as_one_does(folder, one):
     """With the same global batch."""
-    call(run_visual_grounding.main, "run_visual_grounding.py", training_arguments(folder, "one", batch_size=4))
-    one, two = read_losses(folder / "one"), read_losses(folder / "two")
-    assert sorted(one) == sorted(two) == [1, 2, 3, 4]
-    for step, line in one.items():
-        assert line == pytest.approx(two[step], rel=LOSS_TOLERANCE), step
-    weights, expected = (load_file(folder / output / "model.safetensors") for output in ("two", "one"))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=name)
+    assert_trained_alike(folder / "two", one)
+
+
+def test_sharded_processes_train_evaluate_and_save_as_one_does(sharded, one):
+    assert_trained_alike(sharded / "sharded", one)
+    (answers,), (expected,) = (read_log(path, "eval_mean_iou").values() for path in (sharded / "sharded", one))
+    assert answers["eval_num_samples"] == expected["eval_num_samples"] == 13
+    assert answers["eval_mean_iou"] == pytest.approx(expected["eval_mean_iou"], abs=1e-3)
+    model = ScanFormerForVisualGrounding.from_pretrained(sharded / "sharded" / "best")
+    assert model.num_parameters() == tiny_model(vocab_size=model.config.vocab_size).num_parameters()
+
+    arguments = training_arguments(sharded, "one-adapter", batch_size=4, lora_r=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    assert_trained_alike(sharded / "sharded-adapter", sharded / "one-adapter", "adapter_model.safetensors")
+
+
+def test_sharded_processes_resume(sharded):
+    weights, expected = (load_file(sharded / name / "model.safetensors") for name in ("sharded-resumed", "sharded"))
+    assert sorted(read_log(sharded / "sharded-resumed")) == [3, 4]
+    assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ema_decay": 0.9}, {"load_in_4bit": True}, {"on_error": "skip"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_a_sharded_model_cannot_do_is_refused(options):
+    args = SimpleNamespace(**{"ema_decay": None, "load_in_4bit": False, "on_error": "stop", **options})
+    with pytest.raises(DataError, match=f"--{next(iter(options))}.* does not go with FSDP"):
+        run_visual_grounding.check_sharding(args, SimpleNamespace(is_fsdp2=True))
+    run_visual_grounding.check_sharding(args, SimpleNamespace(is_fsdp2=False))
+
+
+def test_processes_that_would_work_otherwise_than_told_are_refused(monkeypatch):
+    def accelerator(kind: DistributedType, number: int = 2, is_fsdp2: bool = False):
+        return SimpleNamespace(num_processes=number, distributed_type=kind, is_fsdp2=is_fsdp2)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_processes(accelerator(DistributedType.MULTI_CPU))
+    check_processes(accelerator(DistributedType.FSDP, is_fsdp2=True))
+    with pytest.raises(DataError, match="none knows of the others.*--cpu --num_processes"):
+        check_processes(accelerator(DistributedType.NO, number=1))
+    with pytest.raises(DataError, match="fsdp_version"):
+        check_processes(accelerator(DistributedType.FSDP))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(DataError, match="shards nothing on the CPU, as FSDP"):
+        check_processes(accelerator(DistributedType.MULTI_CPU))
+
+
+def test_processes_are_started_only_where_the_launcher_left_that_to_others(monkeypatch):
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    start_processes()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("grounding.processes.psutil.Process.cmdline", lambda process: ["bash", "run.sh"])
+    with pytest.raises(DataError, match="accelerate launch --cpu --num_processes N SCRIPT.*run.sh"):
+        start_processes()
+    monkeypatch.setattr(
+        "grounding.processes.psutil.Process.cmdline",
+        lambda process: [
+            "python",
+            "accelerate",
+            "launch",
+            "--cpu",
+            "--num_machines=2",
+            "--num_processes=4",
+            "script.py",
+        ],
+    )
+    with pytest.raises(DataError, match="an MPI"):
+        start_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    start_processes()
 
 
 def test_one_process_goes_on_from_a_checkpoint_of_two(folder):
     shutil.copytree(folder / "two" / "checkpoint-2", folder / "resumed" / "checkpoint-2")
     arguments = training_arguments(folder, "resumed", batch_size=4, resume_from_checkpoint="latest")
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
-    two, resumed = read_losses(folder / "two"), read_losses(folder / "resumed")
+    two, resumed = read_log(folder / "two"), read_log(folder / "resumed")
     assert sorted(resumed) == [3, 4]
     for step, line in resumed.items():
         assert line == pytest.approx(two[step], rel=LOSS_TOLERANCE), step
+
+
+def test_a_checkpoint_keeps_the_losses_of_both_processes(folder):
+    """Where a line of the log spans it: the steps before it are those of the two, the steps after it of one."""
+    arguments = {"logging_steps": 3, "checkpointing_steps": 2}
+    copy = folder / "spanning-resumed"
+    shutil.copytree(folder / "spanning" / "checkpoint-2", copy / "checkpoint-2")
+    arguments |= {"resume_from_checkpoint": "latest"}
+    arguments = training_arguments(folder, "spanning-resumed", batch_size=4, **arguments)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    assert read_log(copy)[3] == pytest.approx(read_log(folder / "spanning")[3], rel=LOSS_TOLERANCE)
 
 
 def test_two_processes_ground_as_one_does(folder):
@@ -246,4 +382,10 @@ def test_accelerate_knows_all_that_the_configurations_say(path):
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    # the runs of a process share its group: in one that is made while the other process leaves the last, both wait for ever
+    PartialState.destroy_process_group = lambda *args, **kwargs: None
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        work_sharded(Path(sys.argv[1]))
+    else:
+        start_processes()
+        work(Path(sys.argv[1]))

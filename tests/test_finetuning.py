@@ -28,10 +28,12 @@ from grounding.checks import DataError
 from grounding.evaluation import evaluate_grounding
 from grounding.optimization import average_weights, create_parameter_groups
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from test_training import assert_same_files, reset_accelerator, train, write_pictures
 from tiny import picture, save_tiny_checkpoint, tiny_model
 from transformers import HfArgumentParser, pipeline
+from transformers.utils import is_bitsandbytes_available
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.adapters_scanformer import lora_config
@@ -90,6 +92,35 @@ def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_pat
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "more"))
     assert set(before) == set(after) and all(not torch.equal(before[name], after[name]) for name in before)
     assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed")
+def test_an_adapter_of_a_model_in_4_bits_is_trained_resumed_and_used(finetune, checkpoint, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    finetune(output_dir=whole, load_in_4bit=True)
+    assert json.loads((whole / "adapter_config.json").read_text())["r"] == 8
+    resumed.mkdir()
+    (whole / "checkpoint-2").rename(resumed / "checkpoint-2")
+    finetune(output_dir=resumed, load_in_4bit=True, resume_from_checkpoint="latest")
+    assert_same_files(resumed, whole, "adapter_model.safetensors")
+    pair = {"image": picture(40, 30), "text": "the red cup"}
+    base, adapted = (pipeline("visual-grounding", model=str(folder)) for folder in (checkpoint, whole))
+    assert adapted(pair) != base(pair)
+    finetune(whole, tmp_path / "more", load_in_4bit=True, max_train_steps=2)
+    finetune(whole, tmp_path / "in-full", max_train_steps=2)
+
+
+def test_a_missing_bitsandbytes_is_said(finetune, monkeypatch):
+    monkeypatch.setattr("modeling_scanformer.adapters_scanformer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(SystemExit, match="^error: .*pip install bitsandbytes"):
+        finetune(load_in_4bit=True)
+
+
+def test_a_checkpoint_of_an_adapter_holds_what_is_trained(finetune, tmp_path):
+    finetune(output_dir=tmp_path / "adapter", lora_r=2, max_train_steps=2)
+    stored = load_file(tmp_path / "adapter" / "checkpoint-2" / "model.safetensors")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum(map(torch.numel, stored.values())) == sum(map(torch.numel, saved.values()))
 
 
 def test_gradient_checkpointing_changes_nothing_for_an_adapter(finetune, tmp_path):
@@ -173,6 +204,8 @@ def test_lower_layers_learn_more_slowly():
     [
         ({"train": "heads", "lora_r": 4}, "do not go with --train heads"),
         ({"train": "full", "dora": True}, "do not go with --train full"),
+        ({"train": "full", "load_in_4bit": True}, "--load_in_4bit make an adapter"),
+        ({"ema_decay": 0.9, "load_in_4bit": True}, "cannot be averaged"),
         ({"lora_r": 0}, "at least 1"),
         ({"augment": ["blur"]}, "no augmentation"),
         ({"layerwise_lr_decay": 0}, "layerwise_lr_decay"),
@@ -193,6 +226,18 @@ def test_what_cannot_work_is_refused_before_training(finetune, options, message,
     with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}"):
         finetune(**options)
     assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_boxes_in_another_form_are_no_stray_mistakes(finetune, tmp_path):
+    """Only the pictures tell that they are: skipping them one by one would leave a fraction of the data."""
+    data = write_pictures(tmp_path / "corners", 4)
+    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    for line in lines:
+        size = Image.open(data / line["file_name"]).size
+        line["bbox"] = [size[0] // 2, size[1] // 2, *size]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(SystemExit, match="All boxes make sense as xyxy"):
+        finetune(dataset=data, bbox_format="xywh", on_error="skip")
 
 
 def test_a_missing_split_comes_with_advice(monkeypatch, checkpoint, pictures, tmp_path):

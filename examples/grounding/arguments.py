@@ -65,6 +65,9 @@ class GroundingArguments:
     lora_r: int | None = field(default=None, metadata={"help": "Rank of the adapter; 8 if not given."})
     dora: bool = field(default=False, metadata={"help": "Train a DoRA adapter: magnitudes apart from directions."})
     rslora: bool = field(default=False, metadata={"help": "Scale the adapter by 1 / sqrt(rank)."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Train an adapter of the model in 4 bits (QLoRA), by bitsandbytes."}
+    )
     selection_warmup_steps: int = field(default=0, metadata={"help": "Steps at the start that read every patch."})
     selection_anneal_steps: int = field(
         default=0, metadata={"help": "Steps after that over which the selection threshold rises to the model's."}
@@ -76,10 +79,11 @@ class GroundingArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
 
     def __post_init__(self):
-        if self.lora_r is not None or self.dora or self.rslora:
+        if self.lora_r is not None or self.dora or self.rslora or self.load_in_4bit:
             if self.train not in (None, "lora"):
                 raise DataError(
-                    f"--lora_r, --dora and --rslora make an adapter: they do not go with --train {self.train}."
+                    "--lora_r, --dora, --rslora and --load_in_4bit make an adapter: they do not go with --train "
+                    f"{self.train}."
                 )
             self.train = "lora"
         if self.lora_r is not None and self.lora_r < 1:

@@ -20,9 +20,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import CheckpointException
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -33,6 +36,8 @@ logger = get_logger(__name__, log_level="INFO")
 
 # A folder with one of these is a model or an adapter.
 LAST_FILES = ("config.json", "adapter_config.json")
+# How files fail; the last is of sharded checkpoints.
+FAILURES = (OSError, RuntimeError, ValueError, KeyError, SafetensorError, CheckpointException)
 
 
 @dataclass
@@ -85,6 +90,34 @@ def remove_partial(output_dir: str):
         shutil.rmtree(path)
 
 
+def keep_trained_weights(accelerator: Accelerator, model: torch.nn.Module):
+    """
+    Let checkpoints hold the weights that are trained, and no others: an adapter's base stays as it is, and one in 4 bits
+    could not be loaded again. Sharded models (FSDP) keep all.
+
+    Args:
+        accelerator (`Accelerator`):
+            Of which [`load_checkpoint`] and [`save_checkpoint`] are to be called.
+        model (`torch.nn.Module`):
+            The model that it has prepared, unwrapped.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def save(models: list, weights: list, folder: str):
+        weights[:] = [{name: parameter.detach() for name, parameter in trained.items()} for _ in weights]
+
+    def load(models: list, folder: str):
+        while models:
+            models.pop()
+            stored = load_file(Path(folder) / "model.safetensors")
+            if stored.keys() != trained.keys():
+                raise ValueError(f"It holds other weights, as {sorted(stored.keys() ^ trained.keys())[0]}.")
+            model.load_state_dict(stored, strict=False)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
 def load_checkpoint(accelerator: Accelerator, path: Path):
     """
     Restore everything that the accelerator knows of.
@@ -94,7 +127,7 @@ def load_checkpoint(accelerator: Accelerator, path: Path):
     """
     try:
         accelerator.load_state(str(path))
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except FAILURES as error:
         raise DataError(
             f"The checkpoint {path} is not of this model and these settings: resume with those that it was written with. "
             f"{error}"
@@ -135,7 +168,7 @@ def _remove(checkpoint: Path):
 def _naming_the_last_good_checkpoint(partial: Path, output_dir: str):
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except FAILURES as error:
         shutil.rmtree(partial, ignore_errors=True)
         checkpoints = list_checkpoints(output_dir)
         kept = (
@@ -157,17 +190,19 @@ def save_model(
 ):
     """
     Save the model, or the adapter that it carries, in the output folder or a folder there, with its final selection
-    threshold, whatever the current one. The configuration comes last: with it, a folder is whole.
+    threshold, whatever the current one. The configuration comes last: with it, a folder is whole. All processes call this,
+    as each may hold a share of the weights.
 
     Raises:
         DataError: if it cannot be written.
     """
+    weights = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return
     partial, folder = Path(output_dir) / "partial-model", Path(output_dir) / folder
     current, model.config.selection_threshold = model.config.selection_threshold, threshold
     with _naming_the_last_good_checkpoint(partial, output_dir):
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
     model.config.selection_threshold = current
     folder.mkdir(exist_ok=True)

@@ -161,12 +161,13 @@ def load_grounding_dataset(
     return GroundingDataset(rows, indices, problems, bbox_format)
 
 
-def check_boxes_in_pictures(dataset: GroundingDataset, num_samples: int = 200):
+def check_boxes_in_pictures(dataset: GroundingDataset, on_error: str = "stop", num_samples: int = 200):
     """
     Hold some boxes of a data set, evenly spread, against the sizes of their pictures, of which only headers are read.
 
     Raises:
-        DataError: if a box lies outside its picture.
+        DataError: if a box lies outside its picture; with `on_error="skip"` only if all would fit in another form than
+            given.
     """
     step = max(1, len(dataset) // num_samples)
     raw = [dataset.rows[dataset.indices[index]] for index in range(0, len(dataset), step)]
@@ -180,7 +181,8 @@ def check_boxes_in_pictures(dataset: GroundingDataset, num_samples: int = 200):
             problems.append(Problem(row, "bbox", reason))
     if problems:
         suggestion = suggest_bbox_format(samples, len(problems), dataset.bbox_format)
-        raise DataError(describe_problems(problems, len(samples), suggestion))
+        if on_error == "stop" or suggestion:
+            raise DataError(describe_problems(problems, len(samples), suggestion))
 
 
 def split_by_picture(
@@ -287,23 +289,37 @@ def _load_native(name: str, split: str, config: str | None, streaming: bool):
 
 
 def _load_folder(name: str, split: str, config: str | None, streaming: bool):
-    folder = Path(name)
-    readme = folder / "README.md"
-    if readme.is_file() and "configs" in (metadata_load(readme) or {}):
+    files = find_local_files(name, config)
+    if files is None:
         return _load_native(name, split, config, streaming)
-    folder = folder if config is None else folder / config
+    if isinstance(files, Path):
+        return datasets.load_dataset("imagefolder", data_dir=str(files), split=split, streaming=streaming)
+    # `datasets` wants a split's name to be an identifier, so test-fine may be stored as test_fine
+    shards = files.get(split) or files.get(split.replace("-", "_"))
+    if shards is None:
+        raise DataError(f"The data set {name} has no split {split!r}; it has {sorted(files)}.")
+    _check_shards(Path(name), split, shards)
+    return datasets.load_dataset("parquet", data_files=list(map(str, shards)), split="train", streaming=streaming)
+
+
+def find_local_files(name: str, config: str | None = None) -> Path | dict[str, list[Path]] | None:
+    """
+    What to read of a folder: the folder of its pictures with metadata.jsonl, its parquet files by split, or `None` where its
+    README says it, which `datasets` itself understands.
+
+    Raises:
+        DataError: if there is nothing.
+    """
+    readme = Path(name, "README.md")
+    if readme.is_file() and "configs" in (metadata_load(readme) or {}):
+        return None
+    folder = Path(name) if config is None else Path(name, config)
     if any(folder.rglob("metadata.jsonl")):
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), split=split, streaming=streaming)
+        return folder
     splits = find_parquet_splits(folder)
     if not splits:
         raise DataError(f"The folder {folder} holds neither parquet files nor pictures with a metadata.jsonl.")
-    # `datasets` wants a split's name to be an identifier, so test-fine may be stored as test_fine
-    files = splits.get(split) or splits.get(split.replace("-", "_"))
-    if files is None:
-        raise DataError(f"The data set {folder} has no split {split!r}; it has {sorted(splits)}.")
-    _check_shards(folder, split, files)
-    files = [str(file) for file in files]
-    return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+    return splits
 
 
 def find_parquet_splits(folder: Path) -> dict[str, list[Path]]:

@@ -23,14 +23,13 @@ from typing import Any
 import datasets
 import PIL.Image
 import pyarrow.parquet as pq
-from huggingface_hub import metadata_load
 from scenes import ScenesDataset
 
 from modeling_scanformer import ScanFormerImageProcessor
 from modeling_scanformer.image_processing_scanformer import get_pyramid_size
 
 from .checks import DataError
-from .data import find_parquet_splits
+from .data import find_local_files
 
 
 PICTURES = (datasets.Image, datasets.Video, datasets.Audio)
@@ -134,15 +133,12 @@ def _open_stream(name: str, split: str | None, config: str | None) -> tuple[data
     path = Path(name)
     if path.is_file():
         return _open_parquet([path])
-    if path.is_dir() and "configs" not in _read_card(path):
-        folder = path if config is None else path / config
-        if any(folder.rglob("metadata.jsonl")):
-            pictures = datasets.load_dataset("imagefolder", data_dir=str(folder), streaming=True)
-            return _pick(name, pictures, split), _count_lines(folder) if len(pictures) == 1 else None
-        splits = find_parquet_splits(folder)
-        if not splits:
-            raise DataError(f"The folder {folder} holds neither parquet files nor pictures with a metadata.jsonl.")
-        return _open_parquet(_pick(name, splits, split))
+    files = find_local_files(name, config) if path.is_dir() else None
+    if isinstance(files, Path):
+        pictures = datasets.load_dataset("imagefolder", data_dir=str(files), streaming=True)
+        return _pick(name, pictures, split), _count_lines(files) if len(pictures) == 1 else None
+    if files is not None:
+        return _open_parquet(_pick(name, files, split))
     stream = _pick(name, datasets.load_dataset(name, config, streaming=True), split)
     return stream, (stream.info.splits or {stream.split: None})[stream.split] and stream.info.splits[
         stream.split
@@ -156,11 +152,6 @@ def _open_parquet(files: list[Path]) -> tuple[datasets.IterableDataset, int]:
 
 def _count_lines(folder: Path) -> int:
     return sum(bool(line.strip()) for path in folder.rglob("metadata.jsonl") for line in path.open())
-
-
-def _read_card(folder: Path) -> dict:
-    card = folder / "README.md"
-    return (metadata_load(card) or {}) if card.is_file() else {}
 
 
 def _pick(name: str, splits: dict, split: str | None):

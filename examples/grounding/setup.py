@@ -17,11 +17,18 @@ import json
 from pathlib import Path
 
 import PIL.Image
-from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from transformers.utils import find_adapter_config_file, logging
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
-from modeling_scanformer.adapters_scanformer import lora_config
+from modeling_scanformer.adapters_scanformer import lora_config, quantization_config
 
 from .arguments import GroundingArguments
 from .augmentation import GroundingAugmentation
@@ -53,6 +60,8 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
     base = args.model_name_or_path
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     try:
+        if args.load_in_4bit:
+            options["quantization_config"] = quantization_config()
         adapter = find_adapter_config_file(args.model_name_or_path)
         if adapter is not None:
             _check_adapter_options(args)
@@ -61,13 +70,15 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
         model = ScanFormerForVisualGrounding.from_pretrained(base, **options)
     except DataError:
         raise
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise DataError(_describe_missing_model(args.model_name_or_path, base, error)) from error
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     if args.selection_threshold is not None:
         model.config.selection_threshold = args.selection_threshold
     _try_out(model, processor)
+    if args.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if adapter is not None:
         model = _load_adapter(model, args.model_name_or_path)
     elif args.train == "lora":
@@ -140,7 +151,7 @@ def _try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor
         )
     try:
         inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
-        model.eval().generate(**inputs, selection_threshold=model.config.selection_threshold)
+        model.eval().generate(**inputs.to(model.device), selection_threshold=model.config.selection_threshold)
     except (ValueError, IndexError, RuntimeError) as error:
         raise DataError(f"The processor and the model do not fit together: {error}") from error
 
@@ -174,8 +185,8 @@ def load_datasets(
         dataset = load_grounding_dataset(
             args.dataset, split, seed=seed, num_samples=num_samples, level=args.dataset_level, **more, **options
         )
-        if args.dataset != "scenes" and args.on_error == "stop":
-            check_boxes_in_pictures(dataset)
+        if args.dataset != "scenes":
+            check_boxes_in_pictures(dataset, args.on_error)
         return dataset
 
     num_samples = args.max_train_samples or (num_scenes if args.dataset == "scenes" else None)
