@@ -79,8 +79,7 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
     """The predictions, and what is known of their making."""
     model, processor = load_model(args)
     model.to(accelerator.device).eval()
-    options = {"max_scales": args.max_scales, "selection_threshold": args.selection_threshold}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = args.generation_options
     try_out(model, processor, options)
     dataset = load_grounding_dataset(
         args.dataset,

@@ -23,14 +23,17 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
+from transformers.generation.streamers import BaseStreamer
 
-from modeling_scanformer import ScanFormerForVisualGrounding
+from modeling_scanformer import ScaleResult, ScanFormerForVisualGrounding
 
 from .data import GroundingCollator
 
 
 # Runs before time is taken: the first ones allocate memory and choose kernels.
 WARMUP = 3
+# Options of `generate` that keep it from reading every patch, besides the selection threshold.
+LIMITS = ("early_exit", "stopping_score", "token_budget", "budget_split", "budget_score")
 
 
 def measure_cost(
@@ -63,7 +66,7 @@ def measure_cost(
         `latency_ms`, `dense_latency_ms` (the model alone) and `preprocessing_ms` (decoding included, but the making of a
         sample of Scenes not). Empty where no sample can be used.
     """
-    dense = {**options, "selection_threshold": 0.0}
+    dense = {**options, **dict.fromkeys(LIMITS), "selection_threshold": 0.0}
     inputs, preprocessing = [], []
     for index in range(min(num_samples, len(dataset))):
         sample = dataset[index]
@@ -112,6 +115,34 @@ def count_flops(model: ScanFormerForVisualGrounding, inputs: dict[str, torch.Ten
     with plain_attention(model), FlopCounterMode(display=False) as counter:
         model.generate(**inputs, **options)
     return counter.get_total_flops()
+
+
+def count_flops_by_scale(
+    model: ScanFormerForVisualGrounding, inputs: dict[str, torch.Tensor], **options
+) -> tuple[list[int], list[int]]:
+    """
+    For every scale of one sample: operations of [`count_flops`] up to and including it, and the patches that it read.
+    """
+    with plain_attention(model), FlopCounterMode(display=False) as counter:
+        streamer = ScaleCounter(counter)
+        model.generate(**inputs, **options, streamer=streamer)
+    return streamer.flops, streamer.patches
+
+
+class ScaleCounter(BaseStreamer):
+    """A streamer of `generate` that notes what had been computed when a scale was known."""
+
+    def __init__(self, counter: FlopCounterMode):
+        self.counter = counter
+        self.flops: list[int] = []
+        self.patches: list[int] = []
+
+    def put(self, value: ScaleResult):
+        self.flops.append(self.counter.get_total_flops())
+        self.patches.append(int(value.selection_mask.sum()))
+
+    def end(self):
+        pass
 
 
 @contextmanager

@@ -61,9 +61,11 @@ def predict(
     Returns:
         A prediction for every sentence, in the order of the data set, and the samples that could not be used. A
         prediction has "row", "expression", "width" and "height" of the picture, "box" and "true_box" (xyxy in pixels,
-        the latter `None` where nothing fits), "score", "iou", "truncated"; lists with an entry for every scale read,
-        "scale_boxes", "scale_scores" and "patches_read"; "num_patches" of every scale of the pyramid; and what the data
-        set has of the columns image_id, ref_id, sentence_id, expression_type and category.
+        the latter `None` where nothing fits), "score", "iou", "truncated"; "scales_read", their number; lists with an
+        entry for every scale that its batch read, "scale_boxes", "scale_scores" and "patches_read"; "num_patches" of
+        every scale of the pyramid; and what the data set has of the columns image_id, ref_id, sentence_id,
+        expression_type and category. A sample that left its batch early repeats its answer, and read 0 patches from
+        there on.
 
     Raises:
         DataError: if no sample can be used.
@@ -114,6 +116,7 @@ def make_predictions(samples: list[dict], outputs, num_patches: torch.Tensor) ->
                 "score": scores[index][-1],
                 "true_box": true_box,
                 "iou": None if true_box is None else round(float(pairwise_iou([box], [true_box])[0]), DECIMALS),
+                "scales_read": int(outputs.scales_read[index]),
                 "scale_boxes": boxes[index],
                 "scale_scores": scores[index],
                 "patches_read": read[index],
@@ -135,19 +138,20 @@ def summarize(predictions: list[dict], score_threshold: float = 0.5) -> dict:
 
     Returns:
         `dict`: the headline numbers of [`evaluate_grounding`]; `patches_read_total`, the share read of all patches of the
-        pyramid; `scale_mean_iou`; accuracies `by_target_size`, `by_aspect_ratio`, and `by_` every column of
+        pyramid; `scales_read`, their mean number; `scale_mean_iou`; `score_calibration`, see [`score_calibration`]; accuracies `by_target_size`, `by_aspect_ratio`, and `by_` every column of
         `GROUP_COLUMNS` that says anything; `image_acc@0.5`, the mean over pictures of each picture's accuracy, where pictures
         have ids; and `no_target` where any expression fits nothing.
     """
     placed = [prediction for prediction in predictions if prediction["true_box"] is not None]
     true_boxes = [prediction["true_box"] for prediction in placed]
     iou = pairwise_iou([prediction["box"] for prediction in placed], true_boxes)
-    num_scales = len(predictions[0]["scale_boxes"])
+    # where a whole batch left early, its lists are shorter than those of the others
+    num_scales = max(len(prediction["scale_boxes"]) for prediction in predictions)
+    scale_boxes = [_fill(prediction["scale_boxes"], num_scales, prediction["box"]) for prediction in placed]
     by_scale = [
-        accuracy(pairwise_iou([prediction["scale_boxes"][scale] for prediction in placed], true_boxes))
-        for scale in range(num_scales)
+        accuracy(pairwise_iou([boxes[scale] for boxes in scale_boxes], true_boxes)) for scale in range(num_scales)
     ]
-    read = np.array([prediction["patches_read"] for prediction in predictions]).sum(0)
+    read = np.array([_fill(prediction["patches_read"], num_scales, 0) for prediction in predictions]).sum(0)
     present = np.array([prediction["num_patches"] for prediction in predictions]).sum(0)
     results = {
         "num_samples": len(predictions),
@@ -156,6 +160,8 @@ def summarize(predictions: list[dict], score_threshold: float = 0.5) -> dict:
         "scale_mean_iou": [scores["mean_iou"] for scores in by_scale],
         "patches_read": (read / present[:num_scales]).tolist(),
         "patches_read_total": float(read.sum() / present.sum()),
+        **_scales_read(predictions),
+        "score_calibration": score_calibration(predictions),
         "num_truncated": sum(prediction["truncated"] for prediction in predictions),
         "by_target_size": _by_group(map(target_size, placed), iou, TARGET_SIZES),
         "by_aspect_ratio": _by_group(map(aspect_ratio, placed), iou, ASPECT_RATIOS),
@@ -181,6 +187,46 @@ def evaluate_grounding(model: ScanFormerForVisualGrounding, dataloader: DataLoad
     results = summarize(predict(model, dataloader, accelerator)[0])
     headline = ("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "patches_read")
     return {name: results[name] for name in headline}
+
+
+def score_calibration(predictions: list[dict], num_bins: int = 15) -> dict:
+    """
+    Whether the score is the IoU that can be expected, which is 0 where nothing fits: the expected calibration error, with
+    bins of equally many predictions (Nixon et al., "Measuring Calibration in Deep Learning", 2019).
+
+    Args:
+        predictions (`list[dict]`):
+            As [`predict`] makes them.
+        num_bins (`int`, *optional*, defaults to 15):
+            Number of bins; at most one per prediction.
+
+    Returns:
+        `dict`: `ece`, the mean over predictions of the distance between the mean score and the mean IoU of their bin; and
+        `bins`, by rising score, each with `num_samples`, mean `score` and mean `iou`.
+    """
+    scores = np.array([prediction["score"] for prediction in predictions])
+    iou = np.zeros(len(predictions))
+    placed = [index for index, prediction in enumerate(predictions) if prediction["true_box"] is not None]
+    iou[placed] = pairwise_iou(
+        [predictions[index]["box"] for index in placed], [predictions[index]["true_box"] for index in placed]
+    )
+    bins = [
+        {"num_samples": len(rows), "score": float(scores[rows].mean()), "iou": float(iou[rows].mean())}
+        for rows in np.array_split(scores.argsort(kind="stable"), min(num_bins, len(scores)))
+    ]
+    ece = sum(group["num_samples"] * abs(group["score"] - group["iou"]) for group in bins) / len(predictions)
+    return {"ece": ece, "bins": bins}
+
+
+def _fill(values: list, length: int, value) -> list:
+    return values + [value] * (length - len(values))
+
+
+def _scales_read(predictions: list[dict]) -> dict:
+    """Nothing for predictions written by versions that did not note it."""
+    if any("scales_read" not in prediction for prediction in predictions):
+        return {}
+    return {"scales_read": float(np.mean([prediction["scales_read"] for prediction in predictions]))}
 
 
 def target_size(prediction: dict) -> str:

@@ -15,6 +15,7 @@
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
@@ -56,6 +57,9 @@ def _headline(results: dict) -> list[list[str]]:
     if "image_acc@0.5" in results:
         rows.append([f"Acc@0.5 per picture, mean over {results['num_images']}, %", _percent(results["image_acc@0.5"])])
     rows.append(["patches read, of all scales, %", _percent(results["patches_read_total"])])
+    if "scales_read" in results:
+        rows.append(["scales read, mean", f"{results['scales_read']:.2f}"])
+    rows.append(["expected calibration error of the score, %", _percent(results["score_calibration"]["ece"])])
     if "flops_per_sample" in results:
         flops, dense = results["flops_per_sample"], results["dense_flops_per_sample"]
         rows.append(["GFLOPs per sample (matrix products)", f"{flops / 1e9:.4g}"])
@@ -90,13 +94,22 @@ def _percent(share: float | None) -> str:
 
 
 def plot(results: dict, path: Path):
-    """Accuracy, and patches read, by scale."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, key, label in ((left, "scale_acc@0.5", "Acc@0.5"), (right, "patches_read", "patches read")):
+    """Accuracy, and patches read, by scale; and how far the score is the IoU."""
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for axes, key, label in ((left, "scale_acc@0.5", "Acc@0.5"), (middle, "patches_read", "patches read")):
         values = [100 * (share or 0.0) for share in results[key]]
         bars = axes.bar([str(scale) for scale in range(len(values))], values, color="tab:blue")
         axes.bar_label(bars, fmt="%.1f")
         axes.set(xlabel="scale, coarse to fine", ylabel=f"{label}, %", ylim=(0, 108))
+    plot_reliability(right, results["score_calibration"])
     figure.suptitle(results["title"])
     figure.savefig(path, dpi=150)
+
+
+def plot_reliability(axes: Axes, calibration: dict):
+    """Mean IoU by score; on the diagonal, the score says what can be expected."""
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    scores, iou = ([group[name] for group in calibration["bins"]] for name in ("score", "iou"))
+    axes.plot(scores, iou, "o-", color="tab:blue")
+    axes.set(xlabel="score", ylabel="mean IoU", xlim=(0, 1), ylim=(0, 1), title=f"ECE {calibration['ece']:.3f}")

@@ -15,7 +15,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import PIL.Image
 
@@ -40,9 +40,23 @@ class RunArguments:
     selection_threshold: float | None = field(
         default=None, metadata={"help": "Threshold, if not the model's; 0 reads every patch."}
     )
+    token_budget: float | None = field(
+        default=None, metadata={"help": "Share of the patches of all scales that a sample may read at most."}
+    )
+    early_exit: bool = field(
+        default=False,
+        metadata={"help": "Stop reading by the model's rule; examples/calibrate_early_exit.py makes one."},
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or a flash kernel."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
+
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The options of `generate` that were given."""
+        given = {name: getattr(self, name) for name in ("max_scales", "selection_threshold", "token_budget")}
+        given["early_exit"] = self.early_exit or None
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:

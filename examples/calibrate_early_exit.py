@@ -1,0 +1,201 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Calibrate when a ScanFormer stops reading, so that accuracy falls by no more than you allow.
+
+    python examples/calibrate_early_exit.py --model DIR --dataset scenes --dataset_level colors --alpha 0.005 \\
+        --confidence 0.95 --output outputs/early-exit.json
+
+The rule is written into DIR/generation_config.json; `generate(early_exit=True)` and `--early_exit` of the other scripts
+use it. With --confidence, over the draw of the calibration data, accuracy on new samples of the same kind falls by no more
+than --alpha. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
+calibrations: tables, curves and a plot.
+"""
+
+import copy
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from grounding.calibration import Calibration, ScanSamples, calibrate, check_guarantee, num_samples_needed
+from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.exit_curves import compare_exits, plot_exits, to_markdown
+from grounding.exit_samples import read_samples
+from grounding.run import RunArguments, load_model, try_out
+from transformers import HfArgumentParser
+
+from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding
+from modeling_scanformer.early_exit_scanformer import fingerprint
+
+
+@dataclass(kw_only=True)
+class Arguments(RunArguments):
+    dataset: str = field(
+        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
+    )
+    split: str = field(default="validation", metadata={"help": "Split to calibrate on; not one that was trained on."})
+    max_samples: int | None = field(default=4000, metadata={"help": "Rows to take from the start."})
+    alpha: float = field(default=0.005, metadata={"help": "What accuracy may fall by: 0.005 is half a point."})
+    confidence: float = field(default=0.95, metadata={"help": "With what probability it falls by no more."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file for a comparison with other rules; tables and a plot go beside it."}
+    )
+    comparison_split: str = field(default="test", metadata={"help": "Split to compare on, with --output."})
+    num_trials: int = field(default=100, metadata={"help": "Repeated calibrations that check the guarantee."})
+    batch_size: int = field(default=50, metadata={"help": "Batch size."})
+    num_cost_samples: int = field(default=50, metadata={"help": "Count operations on so many samples."})
+
+
+def check_arguments(args: Arguments):
+    for name in ("alpha", "confidence"):
+        if not 0 < getattr(args, name) < 1:
+            raise DataError(f"--{name} lies between 0 and 1, got {getattr(args, name)}.")
+    for name in ("batch_size", "num_trials", "num_cost_samples"):
+        if getattr(args, name) < 1:
+            raise DataError(f"--{name} must be positive, got {getattr(args, name)}.")
+    if args.early_exit:
+        raise DataError("Calibration makes the rule that --early_exit uses, and reads every scale: leave it out.")
+    if args.output is not None and Path(args.output).suffix != ".json":
+        raise DataError(f"--output names a JSON file, got {args.output!r}.")
+    if args.model is None or not Path(args.model, "config.json").is_file():
+        raise DataError(
+            f"The rule is written into the model's folder, so --model must be a folder with a config.json, got "
+            f"{args.model!r}. Download a model of the Hub first (hf download), and merge an adapter into its model."
+        )
+    if args.max_samples is not None:
+        check_number(args.max_samples, args)
+
+
+def check_number(num_samples: int, args: Arguments):
+    needed = num_samples_needed(args.alpha, args.confidence)
+    if num_samples < needed:
+        raise DataError(
+            f"{num_samples} samples can never prove that accuracy falls by at most {args.alpha:g} with a confidence of "
+            f"{args.confidence:g}, even if none loses: at least {needed} with a box are needed. Give more, or allow more by "
+            "--alpha."
+        )
+
+
+def read_split(
+    args: Arguments,
+    split: str,
+    model: ScanFormerForVisualGrounding,
+    collator: GroundingCollator,
+    accelerator: Accelerator,
+) -> ScanSamples:
+    dataset = load_grounding_dataset(
+        args.dataset,
+        split,
+        config=args.dataset_config,
+        seed=args.seed,
+        num_samples=args.max_samples,
+        level=args.dataset_level,
+    )
+    if split == args.split:
+        check_number(len(dataset), args)
+    return read_samples(
+        model,
+        dataset,
+        collator,
+        accelerator,
+        args.batch_size,
+        args.dataloader_num_workers,
+        args.num_cost_samples,
+        **args.generation_options,
+    )
+
+
+def make_rule(calibration: Calibration, model: ScanFormerForVisualGrounding, args: Arguments) -> EarlyExitRule:
+    config = copy.deepcopy(model.generation_config)
+    config.update(**args.generation_options)
+    return EarlyExitRule(
+        weights=calibration.weights.tolist(),
+        biases=calibration.biases.tolist(),
+        threshold=calibration.threshold,
+        alpha=args.alpha,
+        confidence=args.confidence,
+        num_samples=calibration.num_samples,
+        fingerprint=fingerprint(model),
+        options=model.scan_options(config),
+    )
+
+
+def write_comparison(args: Arguments, rule: EarlyExitRule, samples: ScanSamples, others: ScanSamples):
+    rng = np.random.default_rng(args.seed)
+    results = {
+        "title": f"Early exit of {args.model} on {args.dataset}, {args.comparison_split}",
+        "rule": rule.to_dict(),
+        **compare_exits(samples, others, args.alpha, args.confidence, args.seed),
+        "guarantee": check_guarantee(samples, args.alpha, args.confidence, args.num_trials, rng),
+        "command": shlex.join(["python", *sys.argv]),
+        "settings": asdict(args),
+    }
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    page = to_markdown(results)
+    output.with_suffix(".md").write_text(page)
+    plot_exits(results, output.with_suffix(".png"))
+    print(page)
+
+
+def run(args: Arguments):
+    check_arguments(args)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise DataError("Calibration runs in one process: start it without a launcher.")
+    model, processor = load_model(args)
+    model.to(accelerator.device).eval()
+    if (args.max_scales or model.config.num_scales) < 2:
+        raise DataError("With a single scale there is nothing to leave early.")
+    kept = copy.deepcopy(model.generation_config)
+    # a rule that is there already, or a stop at a score, would end scans before the last scale
+    model.generation_config.update(early_exit=None, stopping_score=None)
+    try_out(model, processor, args.generation_options)
+    collator = GroundingCollator(processor, keep_samples=True)
+    samples = read_split(args, args.split, model, collator, accelerator)
+    check_number(len(samples), args)
+    calibration = calibrate(samples, args.alpha, args.confidence, np.random.default_rng(args.seed))
+    if calibration.threshold is None:
+        raise DataError(
+            f"Nothing can be proven: on {calibration.num_samples} samples even leaving rarely may cost more than "
+            f"{args.alpha:g}. Give more samples, or allow more by --alpha."
+        )
+    rule = make_rule(calibration, model, args)
+    kept.update(early_exit_rule=rule.to_dict())
+    kept.save_pretrained(args.model)
+    saved = samples.saved(calibration.last_scale_read(samples))
+    print(
+        f"Wrote the rule to {args.model}/generation_config.json. On the calibration data it saves {saved:.1%} of the work."
+    )
+    if args.output is not None:
+        others = read_split(args, args.comparison_split, model, collator, accelerator)
+        write_comparison(args, rule, samples, others)
+
+
+def main():
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    try:
+        run(args)
+    except DataError as error:
+        # a worker of the data loader puts its traceback in front
+        sys.exit(f"error: {str(error).rpartition('DataError: ')[2]}")
+
+
+if __name__ == "__main__":
+    main()
