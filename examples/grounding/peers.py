@@ -1,0 +1,231 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the latency benchmark compares: ScanFormers, and models of Transformers for the same task or of the same size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ViltConfig,
+    ViltImageProcessorPil,
+    ViltModel,
+)
+
+from modeling_scanformer import (
+    ScanFormerConfig,
+    ScanFormerForVisualGrounding,
+    ScanFormerImageProcessor,
+    ScanFormerProcessor,
+)
+
+from .checks import DataError
+
+
+REFERENCE = "vilt"
+PEERS = (REFERENCE, "owlvit", "grounding_dino")
+# How much of a picture a ScanFormer reads: the given shares, or what its own selection head wants.
+READINGS = ("given", "learned", "every_patch")
+# The side of the base size's coarsest scale in patches: 160 pixels, so that a pyramid of 640 pixels has three scales.
+COARSEST_SIDE = 5
+
+
+@dataclass
+class Contestant:
+    """
+    A model that is timed.
+
+    Attributes:
+        name (`str`):
+            What it is called in the results.
+        model (`PreTrainedModel`):
+            In evaluation mode, on its device.
+        prepare (`Callable[[list[PIL.Image.Image], list[str]], dict[str, torch.Tensor]]`):
+            Preprocessing, on the CPU.
+        run (`Callable[[dict[str, torch.Tensor]], ModelOutput]`):
+            From the prepared inputs, on the model's device, to the outputs.
+        count_tokens (`Callable[[dict[str, torch.Tensor], ModelOutput], int]`):
+            Tokens that the encoder reads of a sample, from inputs and outputs; the mean over the batch, rounded.
+        passes (`list[tuple[object, str]]`):
+            Methods, as object and name, each call of which reads its weights anew. None: the model reads them once.
+        every_patch (`str`, *optional*):
+            Name of the contestant that is the same model reading every patch.
+        rates (`list[float]`, *optional*):
+            Share of the patches of every scale that is read, where it is given.
+    """
+
+    name: str
+    model: PreTrainedModel
+    prepare: Callable[[list[Image.Image], list[str]], dict[str, torch.Tensor]]
+    run: Callable[[dict[str, torch.Tensor]], Any]
+    count_tokens: Callable[[dict[str, torch.Tensor], Any], int]
+    passes: list[tuple[object, str]] = field(default_factory=list)
+    every_patch: str | None = None
+    rates: list[float] | None = None
+
+
+def create_peer(name: str, resolution: int, tokenizer: PreTrainedTokenizerBase) -> Contestant:
+    """
+    One of `PEERS`, of its usual size with random weights. All get the word pieces of one tokenizer, so that their texts are
+    equally long.
+
+    Args:
+        name (`str`):
+            One of `PEERS`.
+        resolution (`int`):
+            Side of the pictures in pixels; ViLT's is rounded up to whole patches.
+        tokenizer (`PreTrainedTokenizerBase`):
+            For the expressions.
+    """
+    if name == "vilt":
+        model = ViltModel(vilt_config())
+        # it cuts pictures down to whole patches: a checkpoint of ours may have smaller ones
+        whole = -(-resolution // model.config.patch_size) * model.config.patch_size
+        image_processor = ViltImageProcessorPil(size={"shortest_edge": whole})
+
+        def count_tokens(inputs, outputs):
+            return outputs.last_hidden_state.shape[1]
+    elif name == "owlvit":
+        model = OwlViTForObjectDetection(owlvit_config(resolution))
+        image_processor = OwlViTImageProcessorPil(size={"height": resolution, "width": resolution})
+
+        def count_tokens(inputs, outputs):  # the class token and the patches; the text has an encoder of its own
+            return inputs["input_ids"].shape[1] + 1 + outputs.image_embeds[0, :, :, 0].numel()
+    else:
+        model = GroundingDinoForObjectDetection(grounding_dino_config())
+        image_processor = GroundingDinoImageProcessorPil(
+            size={"shortest_edge": resolution, "longest_edge": resolution}
+        )
+
+        def count_tokens(inputs, outputs):  # of its encoder; those of its Swin backbone come on top
+            return inputs["input_ids"].shape[1] + outputs.encoder_last_hidden_state_vision.shape[1]
+
+    def prepare(images: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
+        return {
+            **tokenizer(texts, padding=True, return_tensors="pt"),
+            **image_processor(images=images, return_tensors="pt"),
+        }
+
+    return Contestant(name, model, prepare, lambda inputs: model(**inputs), count_tokens)
+
+
+def vilt_config() -> ViltConfig:
+    return ViltConfig()
+
+
+def owlvit_config(resolution: int) -> OwlViTConfig:
+    return OwlViTConfig(vision_config={"image_size": resolution})
+
+
+def grounding_dino_config() -> GroundingDinoConfig:
+    return GroundingDinoConfig()
+
+
+def scanformer_config(**options) -> ScanFormerConfig:
+    return ScanFormerConfig(**options)
+
+
+def create_base(
+    resolution: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
+    """
+    A ScanFormer of the base size with random weights. Its coarsest scale has 5 x 5 patches, so the resolution sets the
+    number of scales: 2 for 320 pixels, 3 for 640, 4 for 1280.
+
+    Raises:
+        DataError: if no number of scales leads to the resolution.
+    """
+    num_scales = (resolution // (COARSEST_SIDE * scanformer_config().patch_size)).bit_length()
+    config = scanformer_config(num_scales=max(num_scales, 1))
+    coarsest = COARSEST_SIDE * config.patch_size
+    if num_scales < 2 or resolution != coarsest * 2 ** (num_scales - 1):
+        raise DataError(
+            f"ScanFormer base is compared at {2 * coarsest} pixels, {4 * coarsest}, {8 * coarsest}, ..., not at "
+            f"{resolution}: its coarsest scale has {coarsest}."
+        )
+    image_processor = ScanFormerImageProcessor(
+        size={"longest_edge": resolution}, patch_size=config.patch_size, num_scales=num_scales
+    )
+    return ScanFormerForVisualGrounding(config), ScanFormerProcessor(image_processor, tokenizer)
+
+
+def create_scanformers(
+    name: str,
+    model: ScanFormerForVisualGrounding,
+    processor: ScanFormerProcessor,
+    readings: list[str],
+    rates: list[float],
+) -> list[Contestant]:
+    """
+    Contestants of one model that differ in what they read.
+
+    Args:
+        name (`str`):
+            Their name, to which the reading is added.
+        model ([`ScanFormerForVisualGrounding`]):
+            The model.
+        processor ([`ScanFormerProcessor`]):
+            Its processor.
+        readings (`list[str]`):
+            Some of `READINGS`.
+        rates (`list[float]`):
+            Share of the patches of every scale but the coarsest to read where it is given.
+
+    Raises:
+        DataError: if there are fewer rates than scales to select on.
+    """
+    num_scales = model.config.num_scales
+    if len(rates) < num_scales - 1:
+        raise DataError(
+            f"{name} selects on {num_scales - 1} scales, but --rates gives {len(rates)}: add the share of the patches to "
+            "read on each."
+        )
+    shares = [1.0, *rates[: num_scales - 1]]
+    options = {
+        "given": {"selection_threshold": 0.0, "token_budget": shares},
+        "learned": {},
+        "every_patch": {"selection_threshold": 0.0},
+    }
+
+    def prepare(images: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
+        return dict(processor(images=images, text=texts, return_tensors="pt"))
+
+    def count_tokens(inputs, outputs) -> int:
+        selected = sum(mask.sum().item() for mask in outputs.selection_masks) / len(outputs.scores)
+        # [REG] of every scale, and what stands for the unselected patches of all but the coarsest
+        return round(selected) + inputs["input_ids"].shape[1] + 2 * num_scales - 1
+
+    return [
+        Contestant(
+            f"{name}_{reading}",
+            model,
+            prepare,
+            lambda inputs, reading=reading: model.generate(**inputs, **options[reading]),
+            count_tokens,
+            passes=[(model.model, "read_scale"), (model.model, "encode_pending")],
+            every_patch=f"{name}_every_patch",
+            rates=shares if reading == "given" else None,
+        )
+        for reading in readings
+    ]
