@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .adapters_scanformer import lora_config
+from .adapters_scanformer import lora_config, quantization_config
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .early_exit_scanformer import EarlyExitRule
@@ -53,6 +53,7 @@ __all__ = [
     "image_pyramid",
     "lora_config",
     "pad_pyramids",
+    "quantization_config",
     "read_image",
     "save_portable",
 ]
