@@ -141,6 +141,9 @@ def test_options_reach_the_scan(run, tmp_path):
     dense = run(tmp_path / "dense.json", *arguments, "--selection_threshold", 0.0, "--mixed_precision", "bf16")
     assert dense["patches_read"] == [1, 1, 1] and dense["patches_read_total"] == 1
     assert dense["flops_per_sample"] == dense["dense_flops_per_sample"]
+    limited = run(tmp_path / "limited.json", *arguments, "--selection_threshold", 0.0, "--token_budget", 0.2)
+    assert limited["patches_read_total"] <= 0.2 and limited["scales_read"] == 3
+    assert limited["flops_per_sample"] < limited["dense_flops_per_sample"] == dense["flops_per_sample"]
     small = run(tmp_path / "small.json", *arguments, "--longest_edge", 32, "--attn_implementation", "eager")
     assert small["dense_flops_per_sample"] < dense["flops_per_sample"]
 
@@ -239,6 +242,20 @@ def test_summary_by_hand():
     assert results["no_target"]["n_acc"] == results["no_target"]["t_acc"] == 1
     # no expression has a target
     assert summarize(predictions[3:])["acc@0.5"] is None
+
+
+def test_samples_that_left_early_repeat_their_answer():
+    right, wrong = [0, 0, 10, 10], [15, 5, 20, 10]
+    stayed, left = make_prediction(right, right), make_prediction(wrong, right)
+    stayed["scales_read"] = 2
+    # its whole batch left, so nothing is noted of the second scale
+    left.update(scale_boxes=[wrong], patches_read=[1], scales_read=1)
+    results = summarize([left, stayed])
+    assert results["scale_acc@0.5"] == [0.5, 0.5] and results["scales_read"] == 1.5
+    assert results["patches_read"] == [1, 0.25] and results["patches_read_total"] == pytest.approx(4 / 42)
+    # predictions of earlier versions do not say
+    del stayed["scales_read"]
+    assert "scales_read" not in summarize([left, stayed])
 
 
 def test_groups_by_size_and_aspect():
