@@ -29,6 +29,7 @@ every image processor has to scale them; and the same word pieces. ScanFormer ba
 | base_given | ScanFormer of the base size, reading --rates of the scales after the coarsest |
 | base_every_patch | the same, reading everything |
 | checkpoint_given, checkpoint_learned, checkpoint_every_patch | --model, reading --rates, what it selects itself, everything |
+| vilt_packed, base_given_packed, ... | the same after `pack_weights`, on the CPU; compared with both forms of ViLT |
 """
 
 import json
@@ -50,7 +51,17 @@ from grounding.latency import (
     to_device,
 )
 from grounding.latency_report import plot, to_markdown
-from grounding.peers import PEERS, READINGS, REFERENCE, Contestant, create_base, create_peer, create_scanformers
+from grounding.peers import (
+    PACKED,
+    PEERS,
+    READINGS,
+    REFERENCE,
+    Contestant,
+    create_base,
+    create_peer,
+    create_scanformers,
+    pack,
+)
 from grounding.run import RunArguments, load_model
 from PIL import Image, ImageChops
 from scenes.create_model import create_tokenizer
@@ -60,7 +71,9 @@ from transformers import HfArgumentParser, set_seed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCANFORMERS = ("base_given", "base_every_patch", *(f"checkpoint_{reading}" for reading in READINGS))
-CONTESTANTS = (*PEERS, *SCANFORMERS)
+# ViLT and ScanFormer come with packed weights too: what the scan gains must not be what packing gains.
+PACKABLE = (REFERENCE, *SCANFORMERS)
+CONTESTANTS = (*PEERS, *SCANFORMERS, *(name + PACKED for name in PACKABLE))
 
 PICTURE = Path(__file__).with_name("demo.png")
 EXPRESSION = "the red disc left of the blue square"
@@ -110,15 +123,16 @@ def check(args: Arguments):
 def create_groups(args: Arguments) -> Iterator[tuple[int, list[Contestant]]]:
     """Those that are compared with each other: per resolution, and at that of the checkpoint."""
     tokenizer = create_tokenizer(model_max_length=40)
-    base_readings = [reading for reading in READINGS if f"base_{reading}" in args.contestants]
+    wanted = {name.removesuffix(PACKED) for name in args.contestants}
+    base_readings = [reading for reading in READINGS if f"base_{reading}" in wanted]
     for resolution in args.resolution:
         contestants = [
-            create_peer(name, resolution, tokenizer) for name in PEERS if name == REFERENCE or name in args.contestants
+            create_peer(name, resolution, tokenizer) for name in PEERS if name == REFERENCE or name in wanted
         ]
         if base_readings:
             contestants += create_scanformers("base", *create_base(resolution, tokenizer), base_readings, args.rates)
         yield resolution, contestants
-    readings = [reading for reading in READINGS if f"checkpoint_{reading}" in args.contestants]
+    readings = [reading for reading in READINGS if f"checkpoint_{reading}" in wanted]
     if readings:
         model, processor = load_model(RunArguments(model=args.model))
         resolution = processor.image_processor.size["longest_edge"]
@@ -147,11 +161,14 @@ def run_group(
     images, texts = create_samples(resolution, batch_size)
     for model in {contestant.model for contestant in contestants}:
         model.to(device, DTYPES[dtype]).eval()
+    if device.type == "cpu" and dtype != "fp16":
+        contestants = contestants + pack(contestants, args.contestants)
     roof, seconds = time_in_turn(contestants, images, texts, device, DTYPES[dtype], args.rounds)
     rows = []
     for contestant in tqdm(contestants, desc="Counting", leave=False):
         inputs = to_device(contestant.prepare(images, texts), device, DTYPES[dtype])
-        passes = measure_passes(contestant, inputs)
+        # packed weights do the same work, which the counter cannot see
+        passes = measure_passes(contestant.unpacked or contestant, inputs)
         rows.append(
             {
                 "name": contestant.name,
@@ -166,7 +183,7 @@ def run_group(
                 "flops": sum(flops for flops, _ in passes),
                 "passes": [{"flops": flops, "weight_bytes": size} for flops, size in passes],
                 "roofline_ms": 1000 * roof.seconds(passes),
-                "peak_memory_mb": measure_memory(contestant, inputs, device) / 1e6,
+                "peak_memory_mb": measure_memory(contestant.unpacked or contestant, inputs, device) / 1e6,
                 "bookkeeping_share": measure_bookkeeping(contestant, inputs, device) if contestant.passes else None,
                 "peak_gflops_per_s": roof.flops / 1e9,
                 "bandwidth_gb_per_s": roof.bandwidth / 1e9,
@@ -174,18 +191,21 @@ def run_group(
         )
     by_name = {row["name"]: row for row in rows}
     for contestant, row in zip(contestants, rows):
-        compare(row, by_name[REFERENCE], by_name.get(contestant.every_patch))
+        compare(row, by_name[REFERENCE], by_name.get(REFERENCE + PACKED), by_name.get(contestant.every_patch))
     return rows
 
 
-def compare(row: dict, reference: dict, every_patch: dict | None):
+def compare(row: dict, reference: dict, packed_reference: dict | None, every_patch: dict | None):
     """
-    Add a row's ratios: its time over its roofline, its times over dense ViLT's; and what share of its operations and of its
-    time the selection saves, against the same model reading every patch.
+    Add a row's ratios: its time over its roofline, its times over dense ViLT's, as Transformers has it and with packed
+    weights; and what share of its operations and of its time the selection saves, against the same model reading every
+    patch.
     """
     row["ratio_to_roofline"] = row["median_ms"] / row["roofline_ms"]
     row["ratio_to_dense_vilt"] = row["median_ms"] / reference["median_ms"]
-    row["end_to_end_ratio_to_dense_vilt"] = row["end_to_end_ms"] / reference["end_to_end_ms"]
+    for name, other in (("", reference), ("_packed", packed_reference)):
+        ratio = None if other is None else row["end_to_end_ms"] / other["end_to_end_ms"]
+        row[f"end_to_end_ratio_to_dense_vilt{name}"] = ratio
     saves = every_patch is not None and every_patch is not row
     row["saved_flops_share"] = 1 - row["flops"] / every_patch["flops"] if saves else None
     row["saved_time_share"] = 1 - row["median_ms"] / every_patch["median_ms"] if saves else None

@@ -29,6 +29,7 @@ from .early_exit_scanformer import EarlyExitRule
 from .generation_scanformer import ScaleResult, ScanFormerGenerationConfig
 from .image_processing_scanformer import ScanFormerImageProcessor, read_image
 from .modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerPreTrainedModel
+from .packing_scanformer import pack_weights
 from .pipeline_scanformer import DEFAULT_CHECKPOINT, VisualGroundingPipeline
 from .portability_scanformer import save_portable
 from .processing_scanformer import ScanFormerProcessor
@@ -52,6 +53,7 @@ __all__ = [
     "draw_scan",
     "image_pyramid",
     "lora_config",
+    "pack_weights",
     "pad_pyramids",
     "quantization_config",
     "read_image",

@@ -65,7 +65,7 @@ class ScanFormerPatchEmbeddings(nn.Module):
         return weights.flatten(2) @ table  # (batch_size, num_patches, hidden_size)
 
     def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
-        embeddings = self.projection(patches.to(self.projection.weight.dtype))
+        embeddings = self.projection(patches.to(self.position_embeddings.weight.dtype))
         embeddings = embeddings + self.interpolate_positions(indices, grid) + self.scale_embeddings.weight[scale]
         return self.dropout(embeddings)
 

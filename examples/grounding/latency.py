@@ -35,7 +35,7 @@ WEIGHT_SIDE = 8192
 
 # The operators that any network has: products, attention, norms, activations, the additions of residuals and
 # biases, and the making of views. All others move or choose: selection, gathering, merging, the cache, masks, positions.
-COMPUTING = {
+COMPUTING = {"mkldnn::_linear_pointwise"} | {
     f"aten::{name}"
     for name in (
         *("addmm", "mm", "bmm", "baddbmm", "matmul", "linear", "mkldnn_linear", "_mkl_linear"),
@@ -176,7 +176,9 @@ def measure_passes(contestant: Contestant, inputs: dict[str, torch.Tensor]) -> l
 
             return call
 
-        for owner, name in contestant.passes:
+        for path in contestant.passes:
+            owner, _, name = path.rpartition(".")
+            owner = contestant.model.get_submodule(owner)
             stack.enter_context(replaced(owner, name, counted(getattr(owner, name))))
         contestant.run(inputs)
     rest = counter.get_total_flops() - sum(flops for flops, _ in passes)

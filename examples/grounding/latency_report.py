@@ -27,6 +27,7 @@ COLUMNS = {
     "preprocessing, ms": ("preprocessing_ms", 1, "{:.1f}"),
     "end to end, ms": ("end_to_end_ms", 1, "{:.1f}"),
     "end to end / ViLT's": ("end_to_end_ratio_to_dense_vilt", 1, "{:.2f}"),
+    "end to end / packed ViLT's": ("end_to_end_ratio_to_dense_vilt_packed", 1, "{:.2f}"),
     "GFLOPs": ("flops", 1e-9, "{:.1f}"),
     "roofline, ms": ("roofline_ms", 1, "{:.1f}"),
     "model / roofline": ("ratio_to_roofline", 1, "{:.2f}"),
@@ -41,7 +42,8 @@ Medians over rounds in which everybody runs once; times are those of a batch, to
 pictures and expressions to the model's outputs. GFLOPs: all matrix products and convolutions, a multiplication and an
 addition as two. Roofline: the sum over passes of the larger of FLOPs over the measured peak and weight bytes over the measured
 bandwidth. The FLOP saving is that against the same model reading every patch. Bookkeeping: the profiler's share of operators
-that select, gather, merge, cache, mask and place. Peak memory: weights, inputs, and what torch allocates on top."""
+that select, gather, merge, cache, mask and place. Peak memory: weights, inputs, and what torch allocates on top; packed
+weights take as much."""
 
 
 def to_markdown(rows: list[dict], command: str, machine: str) -> str:

@@ -13,8 +13,9 @@
 # limitations under the License.
 """What the latency benchmark compares: ScanFormers, and models of Transformers for the same task or of the same size."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from modeling_scanformer import (
     ScanFormerForVisualGrounding,
     ScanFormerImageProcessor,
     ScanFormerProcessor,
+    pack_weights,
 )
 
 from .checks import DataError
@@ -45,6 +47,8 @@ from .checks import DataError
 
 REFERENCE = "vilt"
 PEERS = (REFERENCE, "owlvit", "grounding_dino")
+# Added to the name of a contestant whose weights are packed for the CPU.
+PACKED = "_packed"
 # How much of a picture a ScanFormer reads: the given shares, or what its own selection head wants.
 READINGS = ("given", "learned", "every_patch")
 # The side of the base size's coarsest scale in patches: 160 pixels, so that a pyramid of 640 pixels has three scales.
@@ -63,26 +67,55 @@ class Contestant:
             In evaluation mode, on its device.
         prepare (`Callable[[list[PIL.Image.Image], list[str]], dict[str, torch.Tensor]]`):
             Preprocessing, on the CPU.
-        run (`Callable[[dict[str, torch.Tensor]], ModelOutput]`):
-            From the prepared inputs, on the model's device, to the outputs.
+        call (`Callable[[PreTrainedModel, dict[str, torch.Tensor]], ModelOutput]`):
+            From the model and the prepared inputs, on its device, to the outputs.
         count_tokens (`Callable[[dict[str, torch.Tensor], ModelOutput], int]`):
             Tokens that the encoder reads of a sample, from inputs and outputs; the mean over the batch, rounded.
-        passes (`list[tuple[object, str]]`):
-            Methods, as object and name, each call of which reads its weights anew. None: the model reads them once.
+        passes (`list[str]`):
+            Methods of the model, as dotted names, each call of which reads its weights anew. None: the model reads them
+            once.
         every_patch (`str`, *optional*):
             Name of the contestant that is the same model reading every patch.
         rates (`list[float]`, *optional*):
             Share of the patches of every scale that is read, where it is given.
+        unpacked (`Contestant`, *optional*):
+            The same with its weights as they were, where they are packed.
     """
 
     name: str
     model: PreTrainedModel
     prepare: Callable[[list[Image.Image], list[str]], dict[str, torch.Tensor]]
-    run: Callable[[dict[str, torch.Tensor]], Any]
+    call: Callable[[PreTrainedModel, dict[str, torch.Tensor]], Any]
     count_tokens: Callable[[dict[str, torch.Tensor], Any], int]
-    passes: list[tuple[object, str]] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)
     every_patch: str | None = None
     rates: list[float] | None = None
+    unpacked: "Contestant | None" = None
+
+    def run(self, inputs: dict[str, torch.Tensor]) -> Any:
+        return self.call(self.model, inputs)
+
+
+def pack(contestants: list[Contestant], wanted: list[str]) -> list[Contestant]:
+    """
+    Contestants with packed weights, as named in `wanted`: the name of one of `contestants`, and `PACKED`. Those of one model
+    share its packed copy.
+    """
+    packed = {}
+    for contestant in contestants:
+        if contestant.name + PACKED in wanted and contestant.model not in packed:
+            packed[contestant.model] = pack_weights(copy.deepcopy(contestant.model))
+    return [
+        replace(
+            contestant,
+            name=contestant.name + PACKED,
+            model=packed[contestant.model],
+            every_patch=None if contestant.every_patch is None else contestant.every_patch + PACKED,
+            unpacked=contestant,
+        )
+        for contestant in contestants
+        if contestant.name + PACKED in wanted
+    ]
 
 
 def create_peer(name: str, resolution: int, tokenizer: PreTrainedTokenizerBase) -> Contestant:
@@ -127,7 +160,7 @@ def create_peer(name: str, resolution: int, tokenizer: PreTrainedTokenizerBase) 
             **image_processor(images=images, return_tensors="pt"),
         }
 
-    return Contestant(name, model, prepare, lambda inputs: model(**inputs), count_tokens)
+    return Contestant(name, model, prepare, lambda model, inputs: model(**inputs), count_tokens)
 
 
 def vilt_config() -> ViltConfig:
@@ -221,9 +254,9 @@ def create_scanformers(
             f"{name}_{reading}",
             model,
             prepare,
-            lambda inputs, reading=reading: model.generate(**inputs, **options[reading]),
+            lambda model, inputs, reading=reading: model.generate(**inputs, **options[reading]),
             count_tokens,
-            passes=[(model.model, "read_scale"), (model.model, "encode_pending")],
+            passes=["model.read_scale", "model.encode_pending"],
             every_patch=f"{name}_every_patch",
             rates=shares if reading == "given" else None,
         )
