@@ -175,7 +175,8 @@ class ScanFormerGenerationMixin:
     ) -> ScanFormerVisualGroundingOutput:
         r"""
         Scan images for what the expressions say. Where nobody looks at the boxes on the way (no streamer, no stopping
-        rule), Encoder2 runs once over everything read; otherwise after every scale. The boxes are the same.
+        rule), Encoder2 runs once over everything read, and on the CPU samples that read much more than others are read apart
+        from them; otherwise it runs after every scale. The boxes are the same.
 
         Args:
             input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values:
@@ -242,16 +243,27 @@ class ScanFormerGenerationMixin:
         return {"selection_threshold": self.config.selection_threshold, **options}
 
     def _scan_fused(self, scan: Scan) -> ScanFormerVisualGroundingOutput:
-        while not scan.finished:
-            self.model.read_scale(scan)
-        self.model.encode_pending(scan)
-        outputs = self.model.assemble_output(scan)
-        boxes, score_logits = self.predict(outputs.reg_states)
+        unfinished, finished = [scan], []
+        while unfinished:
+            part = unfinished.pop()
+            while not part.finished:
+                self.model.read_scale(part)
+                part, *others = part.split()
+                unfinished.extend(others)
+            self.model.encode_pending(part)
+            finished.append(part)
+
+        def join(*parts: torch.Tensor) -> torch.Tensor:
+            return torch.cat(parts)[order]
+
+        order = torch.cat([part.rows for part in finished]).argsort()
+        reg_states = [torch.stack([reading.reg_state for reading in part.readings], dim=1) for part in finished]
+        boxes, score_logits = self.predict(join(*reg_states))
         return self._generation_output(
             boxes,
             score_logits.sigmoid(),
             scan.rows.new_full(scan.rows.shape, scan.num_scales),
-            outputs.selection_masks,
+            tuple(join(*(part.selection_mask(scale) for part in finished)) for scale in range(scan.num_scales)),
         )
 
     def _scan_streamed(
@@ -292,7 +304,7 @@ class ScanFormerGenerationMixin:
                 continue
             if decided.any():
                 kept = (~decided).nonzero()[:, 0]
-                scan.keep_rows(kept)
+                scan = scan.take_rows(kept)
                 previous = (new_boxes[kept], reg_states[kept])
         if streamer is not None:
             streamer.end()

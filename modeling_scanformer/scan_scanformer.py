@@ -13,13 +13,18 @@
 # limitations under the License.
 """State of a scan: what has been read, and what comes next."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .budget_scanformer import TokenBudget
 from .cache_scanformer import ScanCache
 from .selection_scanformer import Selection
+
+
+# On the CPU every token costs time, those that pad as well; a pass of its own costs about as much as so many tokens. On
+# accelerators, which read tokens side by side, a batch stays whole.
+TOKENS_PER_PASS = {"cpu": 256}
 
 
 @dataclass
@@ -46,6 +51,20 @@ class ScaleReading:
     reg_state: torch.Tensor | None = None
     patch_states: torch.Tensor | None = None
     reg_attention: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def take_rows(self, rows: torch.Tensor) -> "ScaleReading":
+        """The same of the given batch rows."""
+
+        def take(states: torch.Tensor | None) -> torch.Tensor | None:
+            return None if states is None else states[rows]
+
+        return ScaleReading(
+            self.selection.take_rows(rows),
+            take(self.logits),
+            take(self.reg_state),
+            take(self.patch_states),
+            {layer: attention[rows] for layer, attention in self.reg_attention.items()},
+        )
 
 
 @dataclass
@@ -148,12 +167,57 @@ class Scan:
         mask = torch.zeros_like(self.patch_mask(scale), dtype=torch.bool)
         return mask.scatter_reduce(1, selection.indices, selection.mask, reduce="amax")
 
-    def keep_rows(self, kept: torch.Tensor):
-        """Let samples leave the batch; `kept` are the positions within `rows` of those that stay."""
-        self.rows = self.rows[kept]
-        self.cache.batch_select_indices(kept)
-        if self.selection is not None:
-            self.selection = self.selection.select_rows(kept)
+    def take_rows(self, kept: torch.Tensor) -> "Scan":
+        """A scan of some of the samples, from here on; `kept` are their positions within `rows`."""
+        cache = self.cache.copy()
+        cache.batch_select_indices(kept)
+        return replace(
+            self,
+            rows=self.rows[kept],
+            cache=cache,
+            selection=None if self.selection is None else self.selection.take_rows(kept).trim(),
+            pending=[block[kept] for block in self.pending],
+            readings=[reading.take_rows(kept) for reading in self.readings],
+        )
+
+    def split(self) -> list["Scan"]:
+        """
+        Scans of samples that read about as much of the next scale, where that saves more than a further pass costs: within
+        a scan all are padded to the one that reads most.
+        """
+        price = TOKENS_PER_PASS.get(self.rows.device.type)
+        if self.finished or price is None:
+            return [self]
+        lengths, order = self.selection.mask.sum(1).sort()
+        sizes = split_sizes(lengths.tolist(), price)
+        return [self] if len(sizes) == 1 else [self.take_rows(rows) for rows in order.split(sizes)]
+
+
+def split_sizes(lengths: list[int], price: int) -> list[int]:
+    """
+    How to cut a sorted list into groups, so that the groups cost least: each costs its size times its greatest length, and a
+    price.
+
+    Args:
+        lengths (`list[int]`):
+            In rising order.
+        price (`int`):
+            Of a group.
+
+    Returns:
+        `list[int]`: sizes of the groups.
+    """
+    ends = [i for i, length in enumerate(lengths, 1) if i == len(lengths) or length < lengths[i]]
+    # the least cost of all up to an end, and where its last group begins
+    best = {0: (0, 0)}
+    for end in ends:
+        best[end] = min((cost + price + (end - start) * lengths[end - 1], start) for start, (cost, _) in best.items())
+    sizes, end = [], len(lengths)
+    while end > 0:
+        start = best[end][1]
+        sizes.insert(0, end - start)
+        end = start
+    return sizes
 
 
 __all__ = ["Scan", "ScaleReading"]

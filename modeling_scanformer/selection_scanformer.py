@@ -43,9 +43,14 @@ class Selection:
     gates: torch.Tensor | None = None
     rejected: "Selection | None" = None
 
-    def select_rows(self, rows: torch.Tensor) -> "Selection":
-        """Keep only the given batch rows."""
+    def take_rows(self, rows: torch.Tensor) -> "Selection":
+        """The same of the given batch rows."""
         return Selection(self.indices[rows], self.mask[rows], self.num_unselected[rows])
+
+    def trim(self) -> "Selection":
+        """Without the padding that no row needs; patches come before it."""
+        most = int(self.mask.sum(1).max()) if len(self.mask) else 0
+        return Selection(self.indices[:, :most], self.mask[:, :most], self.num_unselected)
 
 
 def select_all(patch_mask: torch.Tensor) -> Selection:
