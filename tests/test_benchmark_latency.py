@@ -11,12 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""examples/benchmark_latency.py: everybody in turn, on tiny stand-ins of the same classes."""
+"""examples/benchmark_latency.py and benchmark_sharing.py: everybody in turn, on tiny stand-ins of the same classes."""
 
 import json
 import sys
 
 import benchmark_latency
+import benchmark_sharing
 import pytest
 import torch
 from grounding import peers
@@ -91,6 +92,22 @@ def test_given_rates_are_what_is_read(tiny_peers, tmp_path, monkeypatch):
     assert all(packed[name] == given[name] for name in ("tokens", "flops", "passes"))
     # three times Encoder1, once Encoder2, and what is outside of them
     assert len(given["passes"]) == 5 and len(vilt["passes"]) == 1
+
+
+def test_sharing_is_timed_and_changes_no_answer(tiny_peers, checkpoint, tmp_path, monkeypatch):
+    output = tmp_path / "sharing.json"
+    arguments = ["--model", checkpoint, "--number", 3, "--resolution", 320, "--rounds", 1]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["benchmark_sharing.py", "--output", output, *arguments])))
+    benchmark_sharing.main()
+    rows = json.loads(output.read_text())
+    assert len(rows) == 10 and {row["model"] for row in rows} == {"base, 320 px", "checkpoint, 24 px"}
+    assert all(row["ms_per_answer"] > 0 for row in rows)
+    assert all(row["ratio_to_one_by_one"] == 1 for row in rows if row["way"] == "one by one")
+    assert "| base, 320 px | 3 expressions, one picture |" in output.with_suffix(".md").read_text()
+
+    wrong = {("asked", "one by one"): lambda: torch.zeros(2, 4), ("asked", "wrongly"): lambda: torch.ones(2, 4)}
+    with pytest.raises(benchmark_sharing.DataError, match="wrongly: other boxes"):
+        benchmark_sharing.measure("tiny", wrong, 1, torch.device("cpu"))
 
 
 def test_settings_are_compared():
