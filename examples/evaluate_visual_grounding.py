@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Evaluate a ScanFormer on Scenes, or on any data set with the columns image, expression and bbox (xyxy, pixels).
+Evaluate a ScanFormer on Scenes, or on any data set with pictures, expressions and boxes.
 
     python examples/evaluate_visual_grounding.py --model hub_cards/scanformer-tiny-scenes --dataset scenes \
         --split test --seed 123 --max_samples 500 --output results.json
@@ -34,9 +34,11 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from grounding.arguments import ColumnArguments
 from grounding.cost import measure_cost
-from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator, check_boxes_in_pictures, load_grounding_dataset
 from grounding.evaluation import predict, summarize
+from grounding.processes import check_processes, start_processes
 from grounding.report import plot, to_markdown
 from grounding.run import RunArguments, load_model, try_out
 from torch.utils.data import DataLoader
@@ -54,7 +56,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pillow", "numpy"
 
 
 @dataclass(kw_only=True)
-class Arguments(RunArguments):
+class Arguments(RunArguments, ColumnArguments):
     output: str = field(metadata={"help": "JSON file for the results; tables, plots and predictions go beside it."})
     predictions: str | None = field(
         default=None, metadata={"help": "Instead of running a model, score a file of predictions again."}
@@ -89,7 +91,11 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
         num_samples=args.max_samples,
         level=args.dataset_level,
         on_error=args.on_error,
+        columns=args.columns,
+        bbox_format=args.bbox_format,
     )
+    if args.dataset != "scenes":
+        check_boxes_in_pictures(dataset, args.on_error)
     collator = GroundingCollator(processor, on_error=args.on_error, keep_samples=True)
     workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
     dataloader = accelerator.prepare(DataLoader(dataset, batch_size=args.batch_size, **workers))
@@ -151,6 +157,7 @@ def evaluate(args: Arguments):
         raise DataError(f"--output names a JSON file, got {args.output!r}.")
     if args.predictions is None:
         accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        check_processes(accelerator)
         predictions, details = run_model(args, accelerator)
         is_main_process = accelerator.is_main_process
         title = f"{args.model} on {args.dataset}, {args.split}"
@@ -176,6 +183,7 @@ def evaluate(args: Arguments):
 def main():
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     try:
+        start_processes()
         evaluate(args)
     except DataError as error:
         # a worker of the data loader puts its traceback in front

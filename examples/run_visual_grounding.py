@@ -322,8 +322,7 @@ def train(args: Arguments):
     save_model(accelerator, answering, processor, args.output_dir, final_threshold)
     if repo_id is not None:
         folder = Path(args.output_dir) / ("best" if state.best_results else "")
-        base, dataset = args.model_name_or_path, args.dataset
-        write_card(folder, repo_id, base, dataset, state.best_results, isinstance(unwrapped, PeftModel))
+        write_card(folder, repo_id, args, state.best_results, accelerator.num_processes)
         logger.info(f"Pushed to {push(folder, repo_id)}")
     accelerator.end_training()
 

@@ -118,6 +118,16 @@ def quantization_config(**kwargs) -> BitsAndBytesConfig:
 class ScanFormerAdapterMixin:
     """What Transformers' own adapter methods of a model leave open."""
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            # On a CPU that knows bfloat16, bitsandbytes would repack weights of 4 bits when they are first evaluated: less
+            # precise from then on, so that training depends on it, and an error where a side is no multiple of 64.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return loaded
+
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
         """
         As in every model, but an adapter that was made for another model is an error.

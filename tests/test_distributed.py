@@ -28,16 +28,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import evaluate_visual_grounding
 import ground_dataset
 import pyarrow.parquet as pq
 import pytest
 import run_visual_grounding
+import run_visual_grounding_trainer
 import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_deepspeed_available
 from grounding.checks import DataError
 from grounding.processes import check_processes, start_processes
 from safetensors.torch import load_file
@@ -142,6 +144,11 @@ def grounding_arguments(folder: Path, output: str, **options) -> dict:
     }
 
 
+def evaluation_arguments(folder: Path, output: str) -> dict:
+    options = {"split": "train", "batch_size": 2, "num_cost_samples": 0, "dataloader_num_workers": 0}
+    return {"model": folder / "checkpoint", "dataset": folder / "pictures", "output": folder / output, **options}
+
+
 def work(folder: Path):
     """What each of the two processes does."""
     accelerator = Accelerator()
@@ -149,15 +156,21 @@ def work(folder: Path):
     train_extremes(accelerator, folder, sharded=False)
     train_extremes(accelerator, folder, sharded=True)
     call(ground_dataset.main, "ground_dataset.py", grounding_arguments(folder, "two.parquet"))
+    call(evaluate_visual_grounding.main, "evaluate_visual_grounding.py", evaluation_arguments(folder, "two.json"))
     call(run_visual_grounding.main, "run_visual_grounding.py", training_arguments(folder, "two", batch_size=2))
     arguments = training_arguments(folder, "spanning", batch_size=2, logging_steps=3)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
 
 
-def work_sharded(folder: Path):
-    """The same under FSDP2, which Accelerate leaves to GPUs: told that there are some, it shards on the CPU as well."""
+def allow_on_the_cpu(kind: DistributedType):
+    """Accelerate leaves sharding to GPUs: told that there are some, it shards on the CPU as well."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", kind)
+
+
+def work_sharded(folder: Path):
+    """The same under FSDP2."""
+    allow_on_the_cpu(DistributedType.MULTI_GPU)
     assert Accelerator().is_fsdp2
     arguments = training_arguments(folder, "sharded", batch_size=2)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
@@ -167,6 +180,17 @@ def work_sharded(folder: Path):
     }
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
     arguments = training_arguments(folder, "sharded-adapter", batch_size=2, lora_r=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+
+
+def work_deepspeed(folder: Path):
+    """Training under DeepSpeed's ZeRO."""
+    allow_on_the_cpu(DistributedType.DEEPSPEED)
+    arguments = training_arguments(folder, "zero", batch_size=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    arguments |= {"output_dir": folder / "zero-resumed", "resume_from_checkpoint": folder / "zero" / "checkpoint-2"}
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    arguments = training_arguments(folder, "zero-adapter", batch_size=2, lora_r=2)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
 
 
@@ -277,10 +301,32 @@ def test_sharded_processes_train_evaluate_and_save_as_one_does(sharded, one):
     assert_trained_alike(sharded / "sharded-adapter", sharded / "one-adapter", "adapter_model.safetensors")
 
 
+@pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
+def test_processes_of_deepspeed_train_as_one_does(data, one):
+    launch(data, "--config_file", CONFIGS / "deepspeed_zero2.yaml", "--main_process_port", "0")
+    assert_trained_alike(data / "zero", one)
+    weights, expected = (load_file(data / name / "model.safetensors") for name in ("zero-resumed", "zero"))
+    assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+    arguments = training_arguments(data, "one-adapter-of-deepspeed", batch_size=4, lora_r=2)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    assert_trained_alike(data / "zero-adapter", data / "one-adapter-of-deepspeed", "adapter_model.safetensors")
+
+
 def test_sharded_processes_resume(sharded):
     weights, expected = (load_file(sharded / name / "model.safetensors") for name in ("sharded-resumed", "sharded"))
     assert sorted(read_log(sharded / "sharded-resumed")) == [3, 4]
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("name, options", [("sharded", {}), ("sharded-adapter", {"lora_r": 2})])
+def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones(sharded, name, options):
+    arguments = training_arguments(sharded, f"{name}-alone", batch_size=4, **options)
+    arguments["resume_from_checkpoint"] = sharded / name / "checkpoint-2"
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    whole, resumed = read_log(sharded / name), read_log(sharded / f"{name}-alone")
+    assert sorted(resumed) == [3, 4]
+    for step, line in resumed.items():
+        assert line == pytest.approx(whole[step], rel=LOSS_TOLERANCE), step
 
 
 @pytest.mark.parametrize(
@@ -370,6 +416,29 @@ def test_two_processes_ground_as_one_does(folder):
     assert "13 of them, 0 of which cannot be used, with 2 processes" in (folder / "log").read_text()
 
 
+def test_two_processes_evaluate_as_one_does(folder):
+    call(evaluate_visual_grounding.main, "evaluate_visual_grounding.py", evaluation_arguments(folder, "one.json"))
+    two, one = (json.loads((folder / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert two["num_samples"] == one["num_samples"] == 13
+    assert two["mean_iou"] == pytest.approx(one["mean_iou"], abs=1e-4)
+    assert two["device"].startswith("2 x ")
+
+
+@pytest.mark.parametrize(
+    "script", [run_visual_grounding, run_visual_grounding_trainer, evaluate_visual_grounding, ground_dataset]
+)
+def test_every_script_starts_the_processes_that_it_was_asked_for(script, monkeypatch):
+    def start():
+        raise DataError("started")
+
+    monkeypatch.setattr(script, "start_processes", start)
+    monkeypatch.setattr(sys, "argv", ["script", "--model=m", "--dataset=d", "--output=o.json"])
+    if script in (run_visual_grounding, run_visual_grounding_trainer):
+        monkeypatch.setattr(sys, "argv", ["script", "--model_name_or_path=m", "--output_dir=o"])
+    with pytest.raises(SystemExit, match="error: started"):
+        script.main()
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_knows_all_that_the_configurations_say(path):
     config = load_config_from_file(str(path))
@@ -386,6 +455,8 @@ if __name__ == "__main__":
     PartialState.destroy_process_group = lambda *args, **kwargs: None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         work_sharded(Path(sys.argv[1]))
+    elif os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        work_deepspeed(Path(sys.argv[1]))
     else:
         start_processes()
         work(Path(sys.argv[1]))

@@ -111,6 +111,22 @@ def test_scenes_from_the_command_line(run, tmp_path):
     assert other["mean_iou"] != results["mean_iou"] and "flops_per_sample" not in other
 
 
+def test_columns_and_boxes_may_have_other_names_and_forms(run, tmp_path):
+    make_data(tmp_path)
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "testA-00000-of-00001.parquet")).select([0, 1, 3, 4])
+    form = [None if box is None else [*box[:2], box[2] - box[0], box[3] - box[1]] for box in rows["bbox"]]
+    rows = rows.remove_columns("bbox").add_column("region", form).rename_column("expression", "caption")
+    rows.to_parquet(tmp_path / "theirs" / "test.parquet")
+    options = ["--split", "test", "--num_cost_samples", 0]
+    theirs = ["--dataset", tmp_path / "theirs", "--expression_column", "caption", "--bbox_column", "region", *options]
+    results = run(tmp_path / "theirs.json", *theirs, "--bbox_format", "xywh")
+    rows = [json.loads(line) for line in (tmp_path / "theirs.predictions.jsonl").read_text().splitlines()]
+    assert results["num_samples"] == 4 and rows[0]["true_box"] == [2.0, 3.0, 12.0, 19.0]
+    ours = ["--dataset", tmp_path, *options[2:], "--split", "testA", "--on_error", "skip"]
+    with pytest.raises(SystemExit, match="All boxes make sense as xyxy"):
+        run(tmp_path / "corners.json", *ours, "--bbox_format", "xywh")
+
+
 def test_real_data_is_counted_per_sentence_and_per_picture(run, tmp_path):
     make_data(tmp_path)
     output = tmp_path / "results.json"

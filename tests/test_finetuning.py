@@ -20,9 +20,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import run_visual_grounding
 import torch
+import yaml
 from grounding import hub as grounding_hub
 from grounding.checks import DataError
 from grounding.evaluation import evaluate_grounding
@@ -298,7 +300,47 @@ def test_the_best_adapter_is_pushed_with_a_card(finetune, checkpoint, tmp_path, 
     evaluations = [line for line in lines if "eval_mean_iou" in line]
     chosen = max(evaluations, key=lambda line: (line["eval_acc@0.5"], -line["step"]))
     assert f"| mean_iou | {chosen['eval_mean_iou']:.3f} |" in card.text
-    assert 'model="org/cups"' in card.text and "run_visual_grounding.py" in card.text
+    assert 'model="org/cups"' in card.text and "fine-tuned from `org/base` on `pictures`" in card.text
+    assert str(tmp_path.parent) not in card.text, "where the files lie is nobody else's business"
+
+
+def test_the_command_of_a_card_trains_such_a_model_anywhere(checkpoint, pictures, tmp_path):
+    settings = {"model_name_or_path": str(checkpoint), "dataset": str(pictures), "output_dir": str(tmp_path)}
+    settings |= {"lora_r": 4, "dora": True, "augment": ["flip", "crop"], "validation_split": "", "learning_rate": 1e-3}
+    settings |= {"lr_scheduler_type": "cosine", "push_to_hub": False, "resume_from_checkpoint": "latest"}
+    parser = HfArgumentParser(run_visual_grounding.Arguments)
+    (args,) = parser.parse_dict(settings)
+    python, script, *flags = shlex.split(grounding_hub.describe_command(args, 1))
+    assert (python, script) == ("python", "examples/run_visual_grounding.py")
+    (again,) = parser.parse_args_into_dataclasses(flags)
+    differing = {name for name, value in vars(args).items() if vars(again)[name] != value}
+    assert differing == {"model_name_or_path", "dataset", "output_dir", "resume_from_checkpoint"}
+    assert (again.model_name_or_path, again.dataset) == (checkpoint.name, "pictures")
+    assert grounding_hub.describe_command(args, 4).startswith("accelerate launch --num_processes 4 examples/")
+
+
+def test_settings_may_come_from_a_file(monkeypatch, checkpoint, pictures, tmp_path):
+    settings = {"model_name_or_path": str(checkpoint), "dataset": str(pictures), "output_dir": str(tmp_path / "out")}
+    settings |= {"train_val_split": 0.17, "max_train_steps": 2, "per_device_train_batch_size": 2, "augment": ["flip"]}
+    settings |= {"lora_r": 4, "dora": True, "learning_rate": 0.01}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(sys, "argv", ["run_visual_grounding.py", str(tmp_path / "settings.yaml")])
+    reset_accelerator()
+    run_visual_grounding.main()
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["use_dora"]) == (4, True)
+
+
+def test_a_data_set_on_the_hub_is_trained_on(finetune, pictures, hub, hub_client, tmp_path, monkeypatch):
+    hub_client.create_repo("org/pictures", repo_type="dataset")
+    hub_client.upload_folder(repo_id="org/pictures", folder_path=pictures, repo_type="dataset")
+    settings = {"HF_DATASETS_CACHE": tmp_path / "cache", "HF_HUB_OFFLINE": False, "HF_ENDPOINT": hub.url}
+    settings["HF_UPDATE_DOWNLOAD_COUNTS"] = False  # they are kept elsewhere
+    for name, value in settings.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    by_folder, _ = finetune(output_dir=tmp_path / "folder", max_train_steps=2)
+    by_hub, _ = finetune(output_dir=tmp_path / "hub", max_train_steps=2, dataset="org/pictures")
+    assert by_hub == by_folder
 
 
 def test_what_cannot_be_pushed_is_known_before_training(finetune, tmp_path, hub, hub_client, monkeypatch):

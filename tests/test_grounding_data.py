@@ -256,6 +256,10 @@ def test_boxes_in_another_form_are_noticed(tmp_path):
     dataset = load_grounding_dataset(str(tmp_path), "sizes", bbox_format="xywh")
     with pytest.raises(DataError, match="2 of 3 rows.*\n.*\n.*\nAll boxes make sense as xyxy"):
         check_boxes_in_pictures(dataset)
+    # a stream is told by its first rows
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError, match="All boxes make sense as xyxy"):
+            stream_grounding_dataset(str(tmp_path), "sizes", bbox_format="xywh", on_error=on_error)
     # one mistake in many is a mistake
     write(make_rows([BOX] * 30 + [[12, 2, 6, 6]]), tmp_path / "mistake.parquet")
     with pytest.raises(DataError) as error:

@@ -21,7 +21,23 @@ from .checks import DataError
 
 
 @dataclass(kw_only=True)
-class GroundingArguments:
+class ColumnArguments:
+    """What a data set calls its columns, and the form of its boxes."""
+
+    image_column: str = field(default="image", metadata={"help": "What the data set calls its pictures."})
+    expression_column: str = field(default="expression", metadata={"help": "What it calls its expressions."})
+    bbox_column: str = field(default="bbox", metadata={"help": "What it calls its boxes."})
+    bbox_format: Literal["xyxy", "xywh"] = field(
+        default="xyxy", metadata={"help": "(x0, y0, x1, y1) or, as in COCO, (x0, y0, width, height); in pixels."}
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"image": self.image_column, "expression": self.expression_column, "bbox": self.bbox_column}
+
+
+@dataclass(kw_only=True)
+class GroundingArguments(ColumnArguments):
     model_name_or_path: str = field(
         metadata={"help": "Model or adapter to start from: a folder or an id on the Hub."},
     )
@@ -29,12 +45,6 @@ class GroundingArguments:
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
-    image_column: str = field(default="image", metadata={"help": "What the data set calls its pictures."})
-    expression_column: str = field(default="expression", metadata={"help": "What it calls its expressions."})
-    bbox_column: str = field(default="bbox", metadata={"help": "What it calls its boxes."})
-    bbox_format: Literal["xyxy", "xywh"] = field(
-        default="xyxy", metadata={"help": "(x0, y0, x1, y1) or, as in COCO, (x0, y0, width, height); in pixels."}
-    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the data while training, without copying it first."}
     )
@@ -97,10 +107,6 @@ class GroundingArguments:
             raise DataError("Scenes are made while training anyway: leave out --streaming.")
         if self.streaming and self.train_val_split is not None:
             raise DataError("Pictures of a stream cannot be held out: give --validation_split instead.")
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"image": self.image_column, "expression": self.expression_column, "bbox": self.bbox_column}
 
     @property
     def evaluates(self) -> bool:

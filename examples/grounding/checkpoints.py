@@ -19,13 +19,16 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME, SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -38,6 +41,8 @@ logger = get_logger(__name__, log_level="INFO")
 LAST_FILES = ("config.json", "adapter_config.json")
 # How files fail; the last is of sharded checkpoints.
 FAILURES = (OSError, RuntimeError, ValueError, KeyError, SafetensorError, CheckpointException)
+# What FSDP writes in the place of files of weights and of the optimizer.
+SHARDED_FOLDERS = (f"{FSDP_MODEL_NAME}_0", f"{OPTIMIZER_NAME}_0")
 
 
 @dataclass
@@ -109,10 +114,12 @@ def keep_trained_weights(accelerator: Accelerator, model: torch.nn.Module):
     def load(models: list, folder: str):
         while models:
             models.pop()
-            stored = load_file(Path(folder) / "model.safetensors")
-            if stored.keys() != trained.keys():
-                raise ValueError(f"It holds other weights, as {sorted(stored.keys() ^ trained.keys())[0]}.")
-            model.load_state_dict(stored, strict=False)
+            stored = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
+            # one that was sharded holds the others as well
+            missing = sorted(trained.keys() - stored.keys())
+            if missing:
+                raise ValueError(f"It lacks weights, as {missing[0]}.")
+            model.load_state_dict({name: stored[name] for name in trained}, strict=False)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -120,19 +127,47 @@ def keep_trained_weights(accelerator: Accelerator, model: torch.nn.Module):
 
 def load_checkpoint(accelerator: Accelerator, path: Path):
     """
-    Restore everything that the accelerator knows of.
+    Restore everything that the accelerator knows of. What sharded processes (FSDP) wrote is put together for one that is not.
 
     Raises:
         DataError: if the checkpoint is of another model, or was written with other settings.
     """
     try:
-        accelerator.load_state(str(path))
+        with TemporaryDirectory() as folder:
+            is_sharded = (path / SHARDED_FOLDERS[0]).is_dir()
+            accelerator.load_state(
+                str(path if accelerator.is_fsdp2 or not is_sharded else unshard(path, Path(folder)))
+            )
     except FAILURES as error:
         raise DataError(
             f"The checkpoint {path} is not of this model and these settings: resume with those that it was written with. "
             f"{error}"
         ) from error
     logger.info(f"Resumed from {path}")
+
+
+def unshard(checkpoint: Path, folder: Path) -> Path:
+    """
+    Write a checkpoint of sharded processes (FSDP) in `folder` as unsharded ones would have: weights in one file, and the
+    optimizer's states by number instead of by name.
+    """
+    for file in checkpoint.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    weights, optimizer = (_read_shards(checkpoint / name, folder / "shards") for name in SHARDED_FOLDERS)
+    weights, optimizer = weights["model"], optimizer["optimizer"]
+    names = [name for group in optimizer["param_groups"] for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in optimizer["param_groups"]]
+    states = {numbers[name]: state for name, state in optimizer["state"].items()}
+    save_file(weights, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    torch.save({"state": states, "param_groups": groups}, folder / f"{OPTIMIZER_NAME}.bin")
+    return folder
+
+
+def _read_shards(folder: Path, file: Path) -> dict:
+    dcp_to_torch_save(folder, file)
+    return torch.load(file)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str, step: int, total_limit: int):

@@ -15,7 +15,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,17 +170,21 @@ def check_boxes_in_pictures(dataset: GroundingDataset, on_error: str = "stop", n
             given.
     """
     step = max(1, len(dataset) // num_samples)
-    raw = [dataset.rows[dataset.indices[index]] for index in range(0, len(dataset), step)]
-    rows = [dataset.indices[index] for index in range(0, len(dataset), step)]
-    samples = [{"bbox": sample["bbox"], **read_picture_size(sample["image"])} for sample in raw]
-    problems = []
-    for row, sample in zip(rows, samples):
-        box = to_corners(sample["bbox"], dataset.bbox_format)
-        reason = find_box_problem(box, sample.get("width"), sample.get("height"))
+    rows = (dataset.indices[index] for index in range(0, len(dataset), step))
+    check_boxes(((row, dataset.rows[row]) for row in rows), dataset.bbox_format, on_error)
+
+
+def check_boxes(numbered_samples: Iterable[tuple[int, dict]], bbox_format: str, on_error: str):
+    """[`check_boxes_in_pictures`] for samples with the numbers of their rows."""
+    samples, problems = [], []
+    for row, sample in numbered_samples:
+        size = read_picture_size(sample["image"])
+        samples.append({"bbox": sample["bbox"], **size})
+        reason = find_box_problem(to_corners(sample["bbox"], bbox_format), size.get("width"), size.get("height"))
         if reason:
             problems.append(Problem(row, "bbox", reason))
     if problems:
-        suggestion = suggest_bbox_format(samples, len(problems), dataset.bbox_format)
+        suggestion = suggest_bbox_format(samples, len(problems), bbox_format)
         if on_error == "stop" or suggestion:
             raise DataError(describe_problems(problems, len(samples), suggestion))
 

@@ -14,7 +14,8 @@
 """What a training run publishes: its model or adapter, and a card that says where it comes from."""
 
 import shlex
-import sys
+from dataclasses import MISSING, fields
+from enum import Enum
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
@@ -47,6 +48,12 @@ pipe("picture.jpg", text="the red cup on the left")
 """
 PAPER = "https://arxiv.org/abs/2406.18048"
 
+# Where a run keeps its files and whom it tells is nobody else's business.
+OWN_AFFAIRS = (
+    *("output_dir", "resume_from_checkpoint", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+)
+
 
 def open_repository(repo_id: str, private: bool) -> str:
     """
@@ -66,7 +73,36 @@ def open_repository(repo_id: str, private: bool) -> str:
         raise DataError(f"Cannot push to {repo_id!r}: {error}") from error
 
 
-def write_card(folder: Path, repo_id: str, base: str, dataset: str, results: dict, is_adapter: bool):
+def public_name(name: str) -> str:
+    """An id on the Hub as it is, and of a path only its end: the rest tells of a machine that nobody else has."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def describe_command(args, num_processes: int) -> str:
+    """
+    The command that trains such a model anywhere: all settings that are not the defaults, wherever they came from.
+
+    Args:
+        args (dataclass of settings):
+            Of the run.
+        num_processes (`int`):
+            On how many it ran: each had its own batches.
+    """
+    launcher = ["python"] if num_processes == 1 else ["accelerate", "launch", "--num_processes", str(num_processes)]
+    command = [*launcher, "examples/run_visual_grounding.py"]
+    for setting in fields(args):
+        value = getattr(args, setting.name)
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+        if setting.name in OWN_AFFAIRS or value == default:
+            continue
+        value = value.value if isinstance(value, Enum) else value
+        value = public_name(value) if setting.name in ("model_name_or_path", "dataset") else value
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        command += [f"--{setting.name}", *map(str, values)]
+    return shlex.join([*command, "--output_dir", "outputs"])
+
+
+def write_card(folder: Path, repo_id: str, args, results: dict, num_processes: int):
     """
     Write a README.md beside a model.
 
@@ -75,15 +111,15 @@ def write_card(folder: Path, repo_id: str, base: str, dataset: str, results: dic
             Of the model or adapter.
         repo_id (`str`):
             Where it will be found.
-        base (`str`):
-            What it was fine-tuned from.
-        dataset (`str`):
-            What it was fine-tuned on.
+        args (dataclass of settings):
+            Of the run that trained it.
         results (`dict`):
             Of the evaluation of these very weights; empty if there was none.
-        is_adapter (`bool`):
-            Whether it needs its base to run.
+        num_processes (`int`):
+            On how many it was trained.
     """
+    base = args.model_name_or_path
+    is_adapter = (folder / "adapter_config.json").is_file()
     on_hub = not Path(base).exists()
     metadata = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
@@ -102,12 +138,12 @@ def write_card(folder: Path, repo_id: str, base: str, dataset: str, results: dic
         metadata=metadata.to_yaml(),
         title=repo_id.split("/")[-1],
         paper=PAPER,
-        base=base,
-        dataset=dataset,
+        base=public_name(base),
+        dataset=public_name(args.dataset),
         repo_id=repo_id,
         processor=f', processor="{repo_id}"' if is_adapter else "",
         results=table,
-        command=shlex.join(["python", *sys.argv]),
+        command=describe_command(args, num_processes),
     )
     ModelCard(content).save(folder / "README.md")
 

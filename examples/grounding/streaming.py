@@ -20,13 +20,15 @@ import torch
 from transformers.utils import logging
 
 from .checks import DataError, find_problem, to_corners
-from .data import GroundingDataset, load_rows
+from .data import GroundingDataset, check_boxes, load_rows
 
 
 logger = logging.get_logger(__name__)
 
 # Rows among which the next one is drawn.
 SHUFFLE_BUFFER = 1000
+# Rows at the start whose boxes tell their form.
+NUM_CHECKED = 200
 
 
 class StreamedGroundingDataset(torch.utils.data.IterableDataset):
@@ -78,10 +80,14 @@ def stream_grounding_dataset(
     columns: dict[str, str] | None = None,
     bbox_format: str = "xyxy",
 ) -> StreamedGroundingDataset:
-    """As [`load_grounding_dataset`], which describes the arguments, but nothing is read yet, nor checked."""
+    """
+    As [`load_grounding_dataset`], which describes the arguments, but only the first rows are read yet: their boxes are held
+    against the sizes of their pictures.
+    """
     rows = load_rows(name, split, config, columns, streaming=True)
     if num_samples is not None:
         rows = rows.take(num_samples)
+    check_boxes(enumerate(rows.take(NUM_CHECKED)), bbox_format, on_error)
     return StreamedGroundingDataset(rows, seed, on_error, bbox_format)
 
 
