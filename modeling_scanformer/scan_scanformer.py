@@ -164,8 +164,9 @@ class Scan:
     def selection_mask(self, scale: int) -> torch.Tensor:
         """True at the patches of a scale that were read, of shape `(num_active, num_patches)`."""
         selection = self.readings[scale].selection
-        mask = torch.zeros_like(self.patch_mask(scale), dtype=torch.bool)
-        return mask.scatter_reduce(1, selection.indices, selection.mask, reduce="amax")
+        # counted and not reduced by "amax", which CUDA does not know for booleans
+        counts = torch.zeros_like(self.patch_mask(scale), dtype=torch.long)
+        return counts.scatter_add(1, selection.indices, selection.mask.long()) > 0
 
     def take_rows(self, kept: torch.Tensor) -> "Scan":
         """A scan of some of the samples, from here on; `kept` are their positions within `rows`."""
