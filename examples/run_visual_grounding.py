@@ -33,6 +33,7 @@ from grounding.checkpoints import (
     save_model,
 )
 from grounding.checks import DataError
+from grounding.data import spread_pictures
 from grounding.evaluation import evaluate_grounding
 from grounding.hub import open_repository, push, write_card
 from grounding.optimization import average_weights, create_parameter_groups, selection_threshold
@@ -151,6 +152,7 @@ def make_dataloader(dataset, batch_size: int, collator, args: Arguments, **optio
         batch_size=batch_size,
         collate_fn=collator,
         num_workers=min(args.dataloader_num_workers, 1) if is_stream else args.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
         # of its own: a resumed run makes one loader more, and must not draw other numbers for dropout because of it
         generator=torch.Generator().manual_seed(args.seed),
         **options,
@@ -227,7 +229,7 @@ def train(args: Arguments):
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
-    train_collator, eval_collator = make_collators(args, processor, args.seed)
+    train_collator, eval_collator = make_collators(args, processor, args.seed, share_pictures=not args.streaming)
     # the samples of Scenes are in random order already, and made one after another; a stream shuffles itself
     shuffle = {} if args.streaming or args.dataset == "scenes" else {"shuffle": True}
     train_loader = make_dataloader(
@@ -285,7 +287,7 @@ def train(args: Arguments):
         model.train()
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                outputs = model(**batch)
+                outputs = model(**spread_pictures(batch))
             accelerator.backward(outputs.loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

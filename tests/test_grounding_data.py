@@ -31,9 +31,11 @@ from grounding.data import (
     find_parquet_splits,
     load_grounding_dataset,
     split_by_picture,
+    spread_pictures,
 )
 from grounding.streaming import stream_grounding_dataset, take_samples
 from scenes.create_model import create_tokenizer
+from tiny import picture
 
 from modeling_scanformer import ScanFormerImageProcessor, ScanFormerProcessor
 
@@ -229,6 +231,26 @@ def test_long_expressions_are_cut_and_told(tmp_path, processor):
     assert [sample["truncated"] for sample in batch["samples"]] == [True, False]
     assert [sample["width"] for sample in batch["samples"]] == [20, 20]
     assert torch.isnan(batch["labels"]).all(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("num_pictures", (1, 2, 6))
+def test_shared_pictures_are_encoded_once_and_spread_for_the_model(processor, num_pictures):
+    pictures = [picture(40 + 8 * number, 40, seed=number) for number in range(num_pictures)]
+    samples = [
+        {"row": row, "image": pictures[row % num_pictures].copy(), "expression": words, "bbox": [1, 2, 30, 30 + row]}
+        for row, words in enumerate(["red", "the blue disc", "box", "ring", "left", "star"])
+    ]
+    expected = processor(
+        images=[sample["image"] for sample in samples],
+        text=[sample["expression"] for sample in samples],
+        boxes=[sample["bbox"] for sample in samples],
+        return_tensors="pt",
+    )
+    shared = GroundingCollator(processor, share_pictures=True)(samples)
+    assert len(shared["pixel_values"]) == num_pictures
+    for batch in (spread_pictures(shared), GroundingCollator(processor)(samples)):
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
 def test_columns_and_boxes_may_have_other_names_and_forms(tmp_path):

@@ -52,6 +52,10 @@ COLUMNS = ("image", "expression", "bbox")
 ID_COLUMNS = ("image_id", "ref_id", "sentence_id")
 GROUP_COLUMNS = ("expression_type", "category")
 
+# Where the picture of every sample is in a batch that shares pictures, and what such a batch holds once a picture.
+PICTURE_INDEX = "picture_index"
+PICTURE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+
 # testA-00000-of-00002
 SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
 
@@ -389,12 +393,16 @@ class GroundingCollator:
         keep_samples (`bool`, *optional*, defaults to `False`):
             Adds "samples", the batch's samples without pictures but with "width", "height" and "truncated"; and
             "problems", those left out. A batch of which nothing is left has only these.
+        share_pictures (`bool`, *optional*, defaults to `False`):
+            Holds a picture that several samples are about once, so that a batch stays small on its way to the device, where
+            [`spread_pictures`] repeats it for the model. A batch that shares pictures cannot be sliced.
     """
 
     processor: ScanFormerProcessor
     on_error: str = "stop"
     keep_samples: bool = False
     augmentation: Callable | None = None
+    share_pictures: bool = False
 
     def __call__(self, samples: list[dict]) -> dict:
         pictures, kept, problems = [], [], []
@@ -427,15 +435,17 @@ class GroundingCollator:
         return picture, None if reason is None else Problem(sample["row"], "bbox", reason)
 
     def _encode(self, pictures: list[PIL.Image.Image], samples: list[dict]) -> dict[str, torch.Tensor]:
-        return dict(
-            self.processor(
-                images=pictures,
-                text=[sample["expression"] for sample in samples],
-                boxes=[sample["bbox"] for sample in samples],
-                truncation=True,
-                return_tensors="pt",
-            )
-        )
+        contents = [(picture.mode, picture.size, picture.tobytes()) for picture in pictures]
+        distinct = dict(zip(contents, pictures))
+        places = {content: place for place, content in enumerate(distinct)}
+        boxes = [sample["bbox"] for sample in samples]
+        batch = {
+            **self.processor(text=[sample["expression"] for sample in samples], truncation=True, return_tensors="pt"),
+            **self.processor.image_processor(list(distinct.values()), return_tensors="pt"),
+            "labels": self.processor.boxes_to_labels(boxes, [(picture.height, picture.width) for picture in pictures]),
+            PICTURE_INDEX: torch.tensor([places[content] for content in contents]),
+        }
+        return batch if self.share_pictures else spread_pictures(batch)
 
     def _describe(self, picture: PIL.Image.Image, sample: dict) -> dict:
         tokenizer = self.processor.tokenizer
@@ -447,3 +457,14 @@ class GroundingCollator:
             "height": picture.height,
             "truncated": length > tokenizer.model_max_length,
         }
+
+
+def spread_pictures(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of the model for a batch of [`GroundingCollator`] that may share pictures: one picture a sample."""
+    index = batch.get(PICTURE_INDEX)
+    if index is None:
+        return batch
+    inputs = {name: value for name, value in batch.items() if name != PICTURE_INDEX}
+    if len(inputs["pixel_values"]) < len(index):
+        inputs.update({name: inputs[name][index] for name in PICTURE_INPUTS})
+    return inputs

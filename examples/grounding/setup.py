@@ -209,11 +209,11 @@ def load_datasets(
 
 
 def make_collators(
-    args: GroundingArguments, processor: ScanFormerProcessor, seed: int
+    args: GroundingArguments, processor: ScanFormerProcessor, seed: int, share_pictures: bool = False
 ) -> tuple[GroundingCollator, GroundingCollator]:
-    """What makes batches to train and to evaluate on."""
+    """What makes batches to train and to evaluate on; those to train on share their pictures if asked for."""
     augmentation = GroundingAugmentation(args.augment, seed) if args.augment else None
     return (
-        GroundingCollator(processor, args.on_error, augmentation=augmentation),
+        GroundingCollator(processor, args.on_error, augmentation=augmentation, share_pictures=share_pictures),
         GroundingCollator(processor, args.on_error, keep_samples=True),
     )
