@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Ground every row of a data set of any size: anything with the columns image and expression.
+Ground every row of a data set of any size: anything with columns of pictures and expressions.
 
     python examples/ground_dataset.py --model hub_cards/scanformer-tiny-scenes --dataset my_pictures \
         --output predictions.parquet
@@ -82,6 +82,8 @@ class Arguments(RunArguments):
     )
     output: str = field(metadata={"help": "Parquet file for the predictions."})
     split: str | None = field(default=None, metadata={"help": "Split to ground, where a data set has several."})
+    image_column: str = field(default="image", metadata={"help": "What the data set calls its pictures."})
+    expression_column: str = field(default="expression", metadata={"help": "What it calls its expressions."})
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "What to do at an unusable row: 'stop', or 'skip' and say so in its row."}
     )
@@ -176,6 +178,7 @@ def describe_settings(args: Arguments, model: ScanFormerForVisualGrounding, proc
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     names = ("dataset", "dataset_config", "split", "max_samples", "longest_edge", "max_scales", "selection_threshold")
     names += ("token_budget", "early_exit", "scale_boxes", "rows_per_part", "mixed_precision")
+    names += ("image_column", "expression_column")
     names += ("dataset_level", "seed") if args.dataset == "scenes" else ()
     return {
         "modeling_scanformer": modeling_scanformer.__version__,
@@ -239,6 +242,8 @@ def ground(args: Arguments):
         seed=args.seed,
         num_samples=args.max_samples,
         level=args.dataset_level,
+        image_column=args.image_column,
+        expression_column=args.expression_column,
     )
     taken = sorted({"row", *schema.names} & set(source.features))
     if taken:

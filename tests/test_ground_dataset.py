@@ -182,6 +182,15 @@ def test_parquet_and_scenes(run, tmp_path, parts_written):
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     assert len(run(tmp_path / "file.parquet", "--max_samples", 1, dataset=file)) == 1
 
+    # theirs take the place of columns that have our names
+    theirs = rows.select([0, 3]).add_column("caption", ["the square", "the ring"]).rename_column("image", "photo")
+    theirs.to_parquet(tmp_path / "theirs.parquet")
+    with pytest.raises(SystemExit, match=r"lacks the columns \['image'\].* --image_column"):
+        run(tmp_path / "renamed.parquet", dataset=tmp_path / "theirs.parquet")
+    names = ["--image_column", "photo", "--expression_column", "caption"]
+    renamed = run(tmp_path / "renamed.parquet", *names, dataset=tmp_path / "theirs.parquet")
+    assert [row["expression"] for row in renamed] == ["the square", "the ring"] and "caption" not in renamed[0]
+
     # the predictions are a data set too, but for the pictures
     assert datasets.load_dataset("parquet", data_files=str(tmp_path / "out.parquet"), split="train").num_rows == 4
 

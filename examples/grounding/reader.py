@@ -73,6 +73,8 @@ def open_source(
     seed: int = 0,
     num_samples: int | None = None,
     level: str = "standard",
+    image_column: str = "image",
+    expression_column: str = "expression",
 ) -> Source:
     """
     Open a data set without loading it.
@@ -89,6 +91,9 @@ def open_source(
             Of Scenes.
         num_samples (`int`, *optional*):
             Number of rows to take from the start. Needed for Scenes, which has no end.
+        image_column (`str`, *optional*, defaults to `"image"`), expression_column (`str`, *optional*, defaults to `"expression"`):
+            What the data set calls its pictures and expressions. Their rows call them "image" and "expression", and other
+            columns of these names are left out.
 
     Raises:
         DataError: if there is no such data set or split, if columns are missing, or if there are no rows.
@@ -104,11 +109,19 @@ def open_source(
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         hint = "" if Path(name).exists() else ", and there is no such folder or file"
         raise DataError(f"Cannot open the data set {name!r}: {error}{hint}") from error
-    missing = [column for column in ("image", "expression") if column not in (stream.column_names or [])]
+    renamed = {image_column: "image", expression_column: "expression"}
+    missing = [column for column in renamed if column not in (stream.column_names or [])]
     if missing:
-        raise DataError(f"The data set {name} lacks the columns {missing}; it has {stream.column_names}.")
+        raise DataError(
+            f"The data set {name} lacks the columns {missing}; it has {stream.column_names}. Say what its pictures and "
+            "expressions are called: --image_column and --expression_column."
+        )
     # not decoded yet: rows of other processes are passed over, and a picture that cannot be read is named by its row
-    stream = stream.cast_column("image", datasets.Image(decode=False))
+    stream = stream.cast_column(image_column, datasets.Image(decode=False))
+    kept = [column for column in stream.column_names if column in renamed or column not in renamed.values()]
+    stream = stream.select_columns(kept)
+    if kept != [renamed.get(column, column) for column in kept]:
+        stream = stream.rename_columns({old: new for old, new in renamed.items() if old != new})
     features = {column: feature for column, feature in stream.features.items() if not isinstance(feature, PICTURES)}
     stream = stream.select_columns(["image", *features])
     if num_samples is not None:
