@@ -16,8 +16,9 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from .peers import REFERENCE
+from .peers import PACKED, PEERS
 from .report import to_table
 
 
@@ -99,9 +100,10 @@ def plot(rows: list[dict], path: Path):
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, ((dtype, resolution, batch_size), group) in zip(panels, groups.items()):
         group = group[::-1]
-        colors = ["tab:gray" if row["name"] == REFERENCE or row["rates"] is None else "tab:blue" for row in group]
+        colors = ["tab:gray" if row["name"].removesuffix(PACKED) in PEERS else "tab:blue" for row in group]
         bars = axes.barh([row["name"] for row in group], [row["end_to_end_ms"] for row in group], color=colors)
         axes.bar_label(bars, [f"{row['end_to_end_ms']:.0f}" for row in group], padding=3)
         axes.set(title=f"{dtype}, {resolution} px, batch {batch_size}", xscale="log", xlabel="end to end, ms")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15)
     figure.savefig(path, dpi=150)
