@@ -69,6 +69,9 @@ class ScanFormerConfig(PreTrainedConfig):
         selection_threshold (`float`, *optional*, defaults to 0.5):
             A patch is selected where the sigmoid of its logit exceeds this. 0.0 reads everything, 1.0 nothing beyond the
             coarsest scale.
+        use_constant_token (`bool`, *optional*, defaults to `True`):
+            Whether a learned constant token stands for each unselected patch, as in the paper. `False` drops these patches
+            outright: the ablation.
         merge_constant_tokens (`bool`, *optional*, defaults to `True`):
             Whether the unselected patches of a scale are merged into one token that counts for all of them. `False`
             keeps one constant token per unselected patch: the same numbers, for more work.
@@ -127,6 +130,7 @@ class ScanFormerConfig(PreTrainedConfig):
     num_scales: int = 3
     position_grid_size: int = 12
     selection_threshold: float | int = 0.5
+    use_constant_token: bool = True
     merge_constant_tokens: bool = True
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0

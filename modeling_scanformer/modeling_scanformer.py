@@ -138,7 +138,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         self.layers = nn.ModuleList([ScanFormerLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.num_scales > 1:
-            self.constant_token = nn.Embedding(1, config.hidden_size)
+            if config.use_constant_token:
+                self.constant_token = nn.Embedding(1, config.hidden_size)
             self.selection_head = ScanFormerSelectionHead(config)
         self.post_init()
 
@@ -414,7 +415,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         """
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
         selected patches only; in training also for the unselected children of selected parents, which get a gradient
-        although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through).
+        although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
+        constant token c is 0 and nothing stands for the others.
         """
         scale, selection = scan.scale, scan.selection
         batch_size = len(scan.rows)
@@ -429,15 +431,18 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         tokens = [reg, patches]
         biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
         if scale > 0:
-            constant = self.constant_token.weight[0]
-            rejected_pull = None
+            constant = self.constant_token.weight[0] if self.config.use_constant_token else None
             if selection.gates is not None:
-                tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * (patches - constant)
-                gates = selection.rejected.gates * selection.rejected.mask
-                rejected_pull = gates[..., None].to(patches.dtype) * (embed(selection.rejected) - constant)
-            constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
-            tokens.append(constants)
-            biases.append(bias)
+                pull = patches if constant is None else patches - constant
+                tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * pull
+            if constant is not None:
+                rejected_pull = None
+                if selection.rejected is not None:
+                    gates = selection.rejected.gates * selection.rejected.mask
+                    rejected_pull = gates[..., None].to(patches.dtype) * (embed(selection.rejected) - constant)
+                constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
+                tokens.append(constants)
+                biases.append(bias)
         scan.cache.extend_bias(torch.cat(biases, dim=1))
         scan.cache.num_scales += 1
         return torch.cat([token.to(patches.dtype) for token in tokens], dim=1)

@@ -167,13 +167,15 @@ class ScanFormerScaleStep(nn.Module):
             The scale.
 
     Raises:
-        ValueError: if the model keeps its constant tokens apart, whose number depends on the picture.
+        ValueError: if the model keeps its constant tokens apart, whose number depends on the picture, or has none.
     """
 
     def __init__(self, model: ScanFormerForVisualGrounding, scale: int):
         super().__init__()
         if not model.config.merge_constant_tokens:
             raise ValueError("Steps of fixed shapes need `merge_constant_tokens=True`, which gives the same numbers.")
+        if not model.config.use_constant_token:
+            raise ValueError("Steps of fixed shapes need a constant token: a model of `use_constant_token=True`.")
         self.encoder = model.model
         self.predict = model.predict
         self.box_head, self.score_head = model.box_head, model.score_head

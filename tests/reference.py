@@ -42,6 +42,7 @@ def _scan(model, text, scales, shapes):
     tokens = text_embeddings.word_embeddings(text) + text_embeddings.position_embeddings(positions)
     tokens = text_embeddings.layernorm(tokens) + encoder.modality_embeddings.weight[0]
     groups = torch.zeros(len(text))  # a token sees the groups up to its own: 0 is the text, s + 1 is scale s
+    starts = []
 
     selected, logits = [torch.ones(len(scales[0]), dtype=torch.bool)], []
     gates = torch.zeros(len(scales[0]), dtype=tokens.dtype)
@@ -52,10 +53,15 @@ def _scan(model, text, scales, shapes):
         if scale > 0:
             # x_j = k_j e_j + (1 - k_j) c, where dk_j/ds_j := 1 for the children of selected parents
             k = (selected[scale].to(tokens.dtype) + gates)[:, None]
-            embeddings = k * embeddings + (1 - k) * encoder.constant_token.weight[0]
+            embeddings = k * embeddings
+            if config.use_constant_token:
+                embeddings = embeddings + (1 - k) * encoder.constant_token.weight[0]
         reg = encoder.reg_tokens.weight[scale] + encoder.modality_embeddings.weight[1]
+        starts.append(len(tokens))
         tokens = torch.cat([tokens, reg[None], embeddings])
-        groups = torch.cat([groups, torch.full((1 + len(patches),), scale + 1.0)])
+        is_seen = selected[scale] | config.use_constant_token
+        own = torch.where(is_seen, scale + 1.0, torch.inf)
+        groups = torch.cat([groups, torch.tensor([scale + 1.0]), own])
         if len(scales) > 1:
             outputs = _run(encoder.layers[: config.selection_layer], tokens, groups)[-len(patches) :]
             logits.append(encoder.selection_head(outputs))
@@ -67,7 +73,6 @@ def _scan(model, text, scales, shapes):
             gates = (informativeness - informativeness.detach()) * offered
 
     outputs = encoder.layernorm(_run(encoder.layers, tokens, groups))
-    starts = [int((groups <= scale).sum()) for scale in range(len(scales))]
     reg_states = outputs[starts]
     return model.box_head(reg_states).sigmoid(), model.score_head(reg_states)[:, 0], selected, logits
 

@@ -80,11 +80,15 @@ def gradients(model, loss):
 
 
 @DTYPES
-@pytest.mark.parametrize("merge_constant_tokens", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}],
+    ids=["merged", "apart", "dropped"],
+)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "maskless"])
 @pytest.mark.parametrize("num_scales", [1, 2, 3])
-def test_outputs_and_gradients_equal_the_specification(dtype, merge_constant_tokens, implementation, num_scales):
-    model = tiny_model(dtype=dtype, merge_constant_tokens=merge_constant_tokens, num_scales=num_scales).train()
+def test_outputs_and_gradients_equal_the_specification(dtype, options, implementation, num_scales):
+    model = tiny_model(dtype=dtype, num_scales=num_scales, **options).train()
     model.set_attn_implementation(implementation)
     inputs = tiny_inputs(model.config, dtype=dtype)
     loss, outputs = scan_objective(model, inputs)
@@ -136,8 +140,9 @@ def test_everything_is_read_at_threshold_zero_even_where_the_sigmoid_underflows(
 
 
 @DTYPES
-def test_forward_equals_generate_at_every_scale_in_both_schedules(dtype):
-    model = tiny_model(dtype=dtype)
+@pytest.mark.parametrize("use_constant_token", [True, False])
+def test_forward_equals_generate_at_every_scale_in_both_schedules(dtype, use_constant_token):
+    model = tiny_model(dtype=dtype, use_constant_token=use_constant_token)
     inputs = tiny_inputs(model.config, dtype=dtype)
     with torch.no_grad():
         outputs = model(**inputs)

@@ -154,3 +154,5 @@ def test_what_does_not_fit_is_refused():
             StaticShapes(7, ((6,), sizes, (96,)))
     with pytest.raises(ValueError, match="merge_constant_tokens=True"):
         ScanFormerScaleStep(tiny_model(merge_constant_tokens=False), 1)
+    with pytest.raises(ValueError, match="use_constant_token=True"):
+        ScanFormerScaleStep(tiny_model(use_constant_token=False), 1)

@@ -41,7 +41,8 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> 
         elif "embeddings" in name and parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
     if model.config.num_scales > 1:
-        torch.nn.init.normal_(model.model.constant_token.weight)
+        if model.config.use_constant_token:
+            torch.nn.init.normal_(model.model.constant_token.weight)
         torch.nn.init.normal_(model.model.selection_head.classifier.weight, std=0.3)
         torch.nn.init.zeros_(model.model.selection_head.classifier.bias)
     return model.to(dtype).eval()
