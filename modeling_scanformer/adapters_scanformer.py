@@ -29,8 +29,8 @@ register_checkpoint_conversion_mapping(
     overwrite=True,
 )
 
-# How an adapter looks and how it answers: queries and values of all layers, and what turns states into answers.
-TARGET_MODULES = ("q_proj", "v_proj", "dense1", "dense2", "dense")
+# What pixels look like, and what is looked for: the projection of patches, queries and values of all layers.
+TARGET_MODULES = ("projection", "q_proj", "v_proj")
 # Smaller than their low-rank updates would be: the heads' last layers, and the tokens, which no linear layer reads.
 MODULES_TO_SAVE = ("out_proj", "classifier", "reg_tokens", "constant_token")
 # Patterns of what 4 bits leave alone: how pixels come in, and how answers and the selection come out.
@@ -39,8 +39,8 @@ FULL_PRECISION_MODULES = (r"(model\.)?patch_embeddings", r"(model\.)?selection_h
 
 def lora_config(r: int = 8, **kwargs):
     """
-    The configuration of a LoRA adapter for a ScanFormer: low-rank updates of the queries and values of every layer and
-    of the hidden layers of the heads; the heads' last layers and the learned tokens are trained and saved whole.
+    The configuration of a LoRA adapter for a ScanFormer: low-rank updates of the projection of patches and of the queries
+    and values of every layer; the heads' last layers and the learned tokens are trained and saved whole.
 
     Args:
         r (`int`, *optional*, defaults to 8):
