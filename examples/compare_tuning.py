@@ -21,17 +21,16 @@ table. An arm whose results are there is not run again, so the command goes on w
 """
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grounding.report import to_table
+from grounding.scripts import evaluate_once, run_script
 from transformers import HfArgumentParser
 
 
-FOLDER = Path(__file__).resolve().parent
 # arm: how it is trained, and whether with the learning rate of full tuning
 ARMS = {
     "no tuning": (None, False),
@@ -66,25 +65,38 @@ class Arguments:
 def train(args: Arguments, arm: str, folder: Path):
     """Train an arm, and note what it took."""
     flags, is_full = ARMS[arm]
-    command = [sys.executable, str(FOLDER / "run_visual_grounding.py"), "--model_name_or_path", args.model]
-    command += ["--output_dir", str(folder), "--dataset", "scenes", "--dataset_level", args.dataset_level, *flags]
-    command += ["--train_split", "train-night", "--validation_split", "", "--expressions_per_scene", "4"]
-    for name in ("max_train_steps", "per_device_train_batch_size", "seed"):
-        command += [f"--{name}", str(getattr(args, name))]
-    command += ["--learning_rate", str(args.learning_rate if is_full else args.adapter_learning_rate)]
-    command += ["--num_warmup_steps", str(args.max_train_steps // 10)]
     start = time.monotonic()
-    subprocess.run(command, check=True)
+    run_script(
+        "run_visual_grounding.py",
+        [*flags, "--validation_split", ""],
+        model_name_or_path=args.model,
+        output_dir=folder,
+        dataset="scenes",
+        dataset_level=args.dataset_level,
+        train_split="train-night",
+        expressions_per_scene=4,
+        max_train_steps=args.max_train_steps,
+        num_warmup_steps=args.max_train_steps // 10,
+        learning_rate=args.learning_rate if is_full else args.adapter_learning_rate,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        seed=args.seed,
+    )
     (folder / "seconds.json").write_text(json.dumps(time.monotonic() - start))
 
 
-def evaluate(args: Arguments, model: str, split: str, output: Path) -> dict:
-    if not output.is_file():
-        command = [sys.executable, str(FOLDER / "evaluate_visual_grounding.py"), "--model", model, "--split", split]
-        command += ["--dataset", "scenes", "--dataset_level", args.dataset_level, "--seed", str(args.test_seed)]
-        command += ["--max_samples", str(args.num_test_samples), "--num_cost_samples", "0", "--output", str(output)]
-        subprocess.run(command, check=True)
-    return json.loads(output.read_text())
+def evaluate(args: Arguments, model: str, split: str, output: Path) -> float:
+    """Acc@0.5 on a split."""
+    results = evaluate_once(
+        output,
+        model=model,
+        dataset="scenes",
+        dataset_level=args.dataset_level,
+        split=split,
+        seed=args.test_seed,
+        max_samples=args.num_test_samples,
+        num_cost_samples=0,
+    )
+    return results["acc@0.5"]
 
 
 def run_arm(args: Arguments, arm: str) -> dict:
@@ -104,7 +116,7 @@ def run_arm(args: Arguments, arm: str) -> dict:
             "seconds": json.loads((folder / "seconds.json").read_text()),
         }
     for name, split in (("new", "test-night"), ("old", "test")):
-        figures[name] = evaluate(args, model, split, folder / f"{split}.json")["acc@0.5"]
+        figures[name] = evaluate(args, model, split, folder / f"{split}.json")
     return figures
 
 

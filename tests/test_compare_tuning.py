@@ -5,6 +5,7 @@ import sys
 
 import compare_tuning
 import pytest
+from grounding import scripts
 
 
 def run(monkeypatch, *arguments):
@@ -25,7 +26,7 @@ def test_an_arm_is_trained_evaluated_and_not_run_again(checkpoint, tmp_path, mon
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out and table.splitlines()[2].startswith("| LoRA r=4 |")
 
-    monkeypatch.setattr(compare_tuning.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
+    monkeypatch.setattr(scripts.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
     run(monkeypatch, *arguments)
 
 
