@@ -47,7 +47,7 @@ class VisualGroundingPipeline(Pipeline):
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
     >>> pipe("examples/demo.png", text="the violet disc")
-    {'score': 0.75, 'label': 'the violet disc', 'box': {'xmin': 78, 'ymin': 170, 'xmax': 140, 'ymax': 227}}
+    {'score': 0.82, 'label': 'the violet disc', 'box': {'xmin': 75, 'ymin': 171, 'xmax': 132, 'ymax': 227}}
     ```
     """
 
