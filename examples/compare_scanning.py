@@ -41,7 +41,7 @@ from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, 
 
 
 SIZE = "hidden_size=96,num_attention_heads=3,intermediate_size=384,num_hidden_layers=6,selection_layer=4,patch_size=8"
-LONGEST_EDGE = 96  # of the finest of three scales, in pixels
+LONGEST_EDGE = 64  # of the finest of three scales, in pixels
 SELECTION = ("--selection_threshold", "0.1", "--selection_anneal_steps", "100")
 EVERY_PATCH = ("--selection_threshold", "0")
 SELECTOR = "model.selection_head."
@@ -100,8 +100,8 @@ class Arguments:
         default_factory=lambda: ["test", "test-night", "test-fog", "test-rain"],
         metadata={"help": "Splits to evaluate on; the first gives costs as well."},
     )
-    start_steps: int = field(default=1000, metadata={"help": "Steps at a constant learning rate."})
-    finish_steps: int = field(default=600, metadata={"help": "Steps in which it falls to 0."})
+    start_steps: int = field(default=800, metadata={"help": "Steps at a constant learning rate."})
+    finish_steps: int = field(default=400, metadata={"help": "Steps in which it falls to 0."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size."})
     num_test_samples: int = field(default=1000, metadata={"help": "Samples of each split to evaluate on."})
@@ -124,7 +124,7 @@ def train(args: Arguments, start: Path, output: Path, seed: int, flags: tuple[st
         seed=seed,
         learning_rate=args.learning_rate,
         per_device_train_batch_size=args.per_device_train_batch_size,
-        mixed_precision="bf16",
+        mixed_precision="no",
         attn_implementation="eager",
         checkpointing_steps=200,
         checkpoints_total_limit=1,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .scan_scanformer import Scan
 
 
-# How a scale's budget is split over regions (what one patch of the coarsest scale covers): by content, evenly, not at all.
-BUDGET_SPLITS = ("content", "even", "none")
+# How a scale's budget is split over regions (what one patch of the coarsest scale covers): not at all, by content, evenly.
+BUDGET_SPLITS = ("none", "content", "even")
 # What decides inside a region. The last two look at nothing that the model knows: baselines.
 BUDGET_SCORES = ("informativeness", "attention", "random", "center")
 

@@ -45,10 +45,10 @@ class ScanFormerGenerationConfig(GenerationConfig):
             The most patches that a sample may read: a share (`float`) or a number (`int`) of the patches of all scales, or a
             list with a share or a number for every scale. It holds for every sample, and limits what the threshold
             selects: with `selection_threshold=0` all of it is read. The coarsest scale is always read whole.
-        budget_split (`str`, *optional*, defaults to `"content"`):
+        budget_split (`str`, *optional*, defaults to `"none"`):
             How a scale's budget is shared out over regions of the picture, each being what one patch of the coarsest scale
-            covers: `"content"` in proportion to what [REG] looks at in the first layer (HiRED, arXiv 2408.10945), `"even"`,
-            or `"none"`, without regions.
+            covers: `"none"`, without regions; `"content"`, in proportion to what [REG] looks at in the first layer (HiRED,
+            arXiv 2408.10945); or `"even"`.
         budget_score (`str`, *optional*, defaults to `"informativeness"`):
             Which patches are read where not all can be: those of the highest learned `"informativeness"`; those whose
             parents get most `"attention"` of [REG] in Encoder1's last layer; and two baselines, `"random"` and `"center"`.

@@ -108,7 +108,8 @@ def test_random_attention_never_breaks_the_budget(seed, monkeypatch):
 
     monkeypatch.setattr("modeling_scanformer.modeling_scanformer.reg_attention", random_attention)
     inputs = tiny_inputs(model.config, seed)
-    outputs = model.generate(**inputs, selection_threshold=0.0, token_budget=0.3, budget_score="attention")
+    options = {"token_budget": 0.3, "budget_split": "content", "budget_score": "attention"}
+    outputs = model.generate(**inputs, selection_threshold=0.0, **options)
     read = sum(mask.sum(1) for mask in outputs.selection_masks)
     assert torch.equal(read, (0.3 * inputs["pixel_attention_mask"].sum(1)).long())
 
@@ -158,7 +159,8 @@ def test_a_budget_goes_where_the_content_is():
             return weights
 
         patch.setattr("modeling_scanformer.modeling_scanformer.reg_attention", on_the_last_region)
-        outputs = model.generate(**inputs, selection_threshold=0.0, token_budget=[6, 5, 0])
+        options = {"token_budget": [6, 5, 0], "budget_split": "content"}
+        outputs = model.generate(**inputs, selection_threshold=0.0, **options)
     grid = outputs.selection_masks[1][0].view(4, 6)
     assert grid[2:, 4:].all() and grid.sum() == 5
 

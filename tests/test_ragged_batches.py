@@ -26,7 +26,7 @@ from modeling_scanformer.scan_scanformer import split_sizes
 OPTIONS = [
     {},
     {"selection_threshold": 0.6},
-    {"token_budget": 0.5, "budget_score": "attention"},
+    {"token_budget": 0.5, "budget_split": "content", "budget_score": "attention"},
     {"token_budget": [1.0, 0.3, 0.4], "budget_split": "even"},
 ]
 
