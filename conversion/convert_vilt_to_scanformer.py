@@ -248,11 +248,12 @@ def initialise_new(model: ScanFormerForVisualGrounding, mapped: dict[str, torch.
         encoder.modality_embeddings.weight.zero_()
         new["model.modality_embeddings.weight"] = "zero"
     if model.config.num_scales > 1:
+        encoder.selection_head.classifier.weight.zero_()
+    if model.config.num_scales > 1 and model.config.use_constant_token:
         # unread while everything is selected; then what the encoder knows already and what says nothing
         types = mapped.get("modality_embeddings.weight", encoder.modality_embeddings.weight)
         mean_position = mapped["patch_embeddings.position_embeddings.weight"].mean(0)
         encoder.constant_token.weight.copy_(mapped["patch_embeddings.projection.bias"] + mean_position + types[1])
-        encoder.selection_head.classifier.weight.zero_()
         new["model.constant_token.weight"] = "a patch of zeros (grey) at the mean position"
     for last in (model.box_head.out_proj, model.score_head.out_proj):
         last.weight.zero_()

@@ -18,11 +18,13 @@ Compare reading what matters with reading everything and with one scale alone, a
 
 The arms have one size, one budget of samples and the same data. Each trains in two stages: `--start_steps` at a constant
 learning rate, with every patch read, and `--finish_steps` in which the rate falls to 0 and, where the arm has it, the
-selection is learned. Arms that differ in the second stage only share the first. OUT/table.md has a row for every arm, the
-mean over its seeds.
+selection is learned. Arms that differ in the second stage only share the first: those of one scale start from the model of
+three, too, except the one from scratch, and those that learn the selection otherwise start with a new selection head.
+OUT/table.md has a row for every arm, the mean over its seeds.
 
-What is done is not done again, and a stage that was stopped goes on, so the command can be repeated. Several can share the
-work if they have different seeds; the table is then made by the command with all of them.
+What is done is not done again, and a stage that was stopped goes on, so the command can be repeated; other settings need
+another folder. Several commands can share the work if they have different seeds; the table is then made by the command with
+all of them.
 """
 
 import json
@@ -60,7 +62,7 @@ class Arm:
         changes (`str`, *optional*): What differs in the configuration of the second stage.
         scale (`int`, *optional*): The only scale that is left for the second stage.
         fresh_selector (`bool`, *optional*): Whether the second stage starts from an untrained selection head.
-        num_seeds (`int`, *optional*): How many of the seeds it is trained with.
+        num_seeds (`int`, *optional*): How many of the seeds 0, 1, ... it is trained with.
     """
 
     finish: tuple[str, ...] = SELECTION
@@ -93,7 +95,7 @@ class Arguments:
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Some of: {', '.join(ARMS)}."})
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
-        metadata={"help": "Seeds of weights and data; the arms beyond the third have the first of them only."},
+        metadata={"help": "Seeds of weights and data, of 0, 1 and 2; the arms beyond the third have 0 only."},
     )
     dataset_level: str = field(default="colors", metadata={"help": "Level of Scenes."})
     splits: list[str] = field(
@@ -218,11 +220,14 @@ def main():
     unknown = sorted(set(args.arms) - set(ARMS))
     if unknown:
         sys.exit(f"error: there is no arm {unknown}; known are {list(ARMS)}.")
-    results = {}
-    for name in args.arms:
-        seeds = [seed for seed in args.seeds if seed < ARMS[name].num_seeds]
-        if seeds:
-            results[name] = [evaluate(args, train_arm(args, name, seed)) for seed in seeds]
+    seeds = {name: [seed for seed in args.seeds if seed in range(ARMS[name].num_seeds)] for name in args.arms}
+    if not any(seeds.values()):
+        sys.exit(f"error: none of the arms {args.arms} is trained with a seed of {args.seeds}.")
+    results = {
+        name: [evaluate(args, train_arm(args, name, seed)) for seed in of_arm]
+        for name, of_arm in seeds.items()
+        if of_arm
+    }
     output = Path(args.output_dir)
     (output / "table.json").write_text(json.dumps({"settings": asdict(args), "arms": results}, indent=2) + "\n")
     first, *others = args.splits

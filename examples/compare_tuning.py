@@ -17,7 +17,8 @@ Compare ways of fine-tuning on a shifted domain: Scenes at night.
     python examples/compare_tuning.py --model hub_cards/scanformer-tiny-scenes --dataset_level primer --output_dir OUT
 
 Every arm trains with the same steps and data, and is evaluated on the new domain and on the old one. OUT/table.md is the
-table. An arm whose results are there is not run again, so the command goes on where it was stopped.
+table. An arm whose results are there is not run again, so the command goes on where it was stopped; other settings need
+another folder.
 """
 
 import json

@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A hard limit on the patches that a scan reads, and its distribution over the picture, after HiRED (Arif et al., AAAI 2025,
-arXiv 2408.10945): regions get shares by the content that early attention sees in them, and inside a region the most
-important patches are read.
+A hard limit on the patches that a scan reads, and its distribution over the picture: the most informative patches are read,
+wherever they are. Optionally, regions get shares first, by the content that early attention sees in them, after HiRED (Arif
+et al., AAAI 2025, arXiv 2408.10945).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # How a scale's budget is split over regions (what one patch of the coarsest scale covers): not at all, by content, evenly.
 BUDGET_SPLITS = ("none", "content", "even")
-# What decides inside a region. The last two look at nothing that the model knows: baselines.
+# What decides inside a region, or in the whole picture. The last two look at nothing that the model knows: baselines.
 BUDGET_SCORES = ("informativeness", "attention", "random", "center")
 
 # Float64 misses whole numbers by less than this.

@@ -74,7 +74,8 @@ class ScanFormerConfig(PreTrainedConfig):
             outright: the ablation.
         merge_constant_tokens (`bool`, *optional*, defaults to `True`):
             Whether the unselected patches of a scale are merged into one token that counts for all of them. `False`
-            keeps one constant token per unselected patch: the same numbers, for more work.
+            keeps one constant token per unselected patch: the same numbers, for more work. Without a constant token it
+            changes nothing.
         bbox_loss_coefficient (`float`, *optional*, defaults to 5.0):
             Weight of the L1 loss of the box of every scale.
         giou_loss_coefficient (`float`, *optional*, defaults to 2.0):
@@ -142,7 +143,8 @@ class ScanFormerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.merge_constant_tokens and max(self.hidden_dropout_prob, self.attention_probs_dropout_prob) > 0:
+        is_merging = self.use_constant_token and self.merge_constant_tokens
+        if is_merging and max(self.hidden_dropout_prob, self.attention_probs_dropout_prob) > 0:
             logger.warning_once(
                 "Dropout is set together with `merge_constant_tokens=True`: in training one merged token then draws one "
                 "dropout mask for all unselected patches, so it no longer equals them exactly."

@@ -147,6 +147,18 @@ def test_a_list_gives_every_scale_its_own_limit():
     assert [mask.sum(1).tolist() for mask in outputs.selection_masks] == [[6, 3, 1], [3, 3, 3], [0, 0, 0]]
 
 
+def test_by_default_the_most_informative_patches_of_the_whole_picture_are_read():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    splits = ({}, {"budget_split": "none"}, {"budget_split": "content"})
+    default, none, content = (
+        torch.cat(model.generate(**inputs, selection_threshold=0.0, token_budget=0.4, **split).selection_masks, dim=1)
+        for split in splits
+    )
+    assert torch.equal(default, none)
+    assert not torch.equal(default, content)
+
+
 def test_a_budget_goes_where_the_content_is():
     """With all attention on one region, that region is read whole before any other."""
     model = tiny_model()

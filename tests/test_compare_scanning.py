@@ -56,6 +56,11 @@ def test_rows_are_means_over_seeds():
     assert two == ["two", "2", "60.0 ± 14.1", "40.0 / 60.0", "50.0 ± 14.1", "25.0", "2.0", "3.0"]
 
 
+def test_nothing_to_train_is_said(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="seed"):
+        run(monkeypatch, "--output_dir", tmp_path, "--arms", "coarsest scale alone", "--seeds", 7)
+
+
 def test_unknown_arms_are_named(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="no arm"):
         run(monkeypatch, "--output_dir", tmp_path, "--arms", "glimpses")
