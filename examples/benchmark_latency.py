@@ -29,7 +29,10 @@ every image processor has to scale them; and the same word pieces. ScanFormer ba
 | base_given | ScanFormer of the base size, reading --rates of the scales after the coarsest |
 | base_every_patch | the same, reading everything |
 | checkpoint_given, checkpoint_learned, checkpoint_every_patch | --model, reading --rates, what it selects itself, everything |
-| vilt_packed, base_given_packed, ... | the same after `pack_weights`, on the CPU; compared with both forms of ViLT |
+| vilt_packed, base_given_packed, ... | the same after `pack_weights`, on the CPU |
+| vilt_compiled, base_given_compiled, ... | the same by `torch.compile`, on a GPU with CUDA graphs; where they are asked for |
+
+Whoever is packed or compiled is compared with ViLT in this form as well.
 """
 
 import json
@@ -52,11 +55,13 @@ from grounding.latency import (
 )
 from grounding.latency_report import plot, to_markdown
 from grounding.peers import (
+    COMPILED,
     PACKED,
     PEERS,
     READINGS,
     REFERENCE,
     Contestant,
+    compile_contestants,
     create_base,
     create_peer,
     create_scanformers,
@@ -71,9 +76,11 @@ from transformers import HfArgumentParser, set_seed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCANFORMERS = ("base_given", "base_every_patch", *(f"checkpoint_{reading}" for reading in READINGS))
-# ViLT and ScanFormer come with packed weights too: what the scan gains must not be what packing gains.
-PACKABLE = (REFERENCE, *SCANFORMERS)
-CONTESTANTS = (*PEERS, *SCANFORMERS, *(name + PACKED for name in PACKABLE))
+# ViLT and ScanFormer come packed and compiled too: what the scan gains must not be what these gain.
+FORMS = (PACKED, COMPILED)
+CONTESTANTS = (*PEERS, *SCANFORMERS, *(name + form for form in FORMS for name in (REFERENCE, *SCANFORMERS)))
+# Of torch.compile, by device.
+COMPILE_OPTIONS = {"cpu": {}, "cuda": {"mode": "reduce-overhead"}}
 
 PICTURE = Path(__file__).with_name("demo.png")
 EXPRESSION = "the red disc left of the blue square"
@@ -89,7 +96,8 @@ class Arguments:
     )
     batch_size: list[int] = field(default_factory=lambda: [1], metadata={"help": "Pictures at once."})
     contestants: list[str] = field(
-        default_factory=lambda: list(CONTESTANTS), metadata={"help": f"Some of {', '.join(CONTESTANTS)}."}
+        default_factory=lambda: [name for name in CONTESTANTS if not name.endswith(COMPILED)],
+        metadata={"help": f"Some of {', '.join(CONTESTANTS)}."},
     )
     rates: list[float] = field(
         default_factory=lambda: [0.35, 0.20, 0.04],
@@ -123,7 +131,7 @@ def check(args: Arguments):
 def create_groups(args: Arguments) -> Iterator[tuple[int, list[Contestant]]]:
     """Those that are compared with each other: per resolution, and at that of the checkpoint."""
     tokenizer = create_tokenizer(model_max_length=40)
-    wanted = {name.removesuffix(PACKED) for name in args.contestants}
+    wanted = {name.removesuffix(PACKED).removesuffix(COMPILED) for name in args.contestants}
     base_readings = [reading for reading in READINGS if f"base_{reading}" in wanted]
     for resolution in args.resolution:
         contestants = [
@@ -161,14 +169,16 @@ def run_group(
     images, texts = create_samples(resolution, batch_size)
     for model in {contestant.model for contestant in contestants}:
         model.to(device, DTYPES[dtype]).eval()
+    compiled = compile_contestants(contestants, args.contestants, COMPILE_OPTIONS.get(device.type, {}))
     if device.type == "cpu" and dtype != "fp16":
         contestants = contestants + pack(contestants, args.contestants)
+    contestants = contestants + compiled
     roof, seconds = time_in_turn(contestants, images, texts, device, DTYPES[dtype], args.rounds)
     rows = []
     for contestant in tqdm(contestants, desc="Counting", leave=False):
         inputs = to_device(contestant.prepare(images, texts), device, DTYPES[dtype])
-        # packed weights do the same work, which the counter cannot see
-        passes = measure_passes(contestant.unpacked or contestant, inputs)
+        # packed or compiled, they do the same work, which the counter cannot see
+        passes = measure_passes(contestant.plain or contestant, inputs)
         rows.append(
             {
                 "name": contestant.name,
@@ -183,7 +193,7 @@ def run_group(
                 "flops": sum(flops for flops, _ in passes),
                 "passes": [{"flops": flops, "weight_bytes": size} for flops, size in passes],
                 "roofline_ms": 1000 * roof.seconds(passes),
-                "peak_memory_mb": measure_memory(contestant.unpacked or contestant, inputs, device) / 1e6,
+                "peak_memory_mb": measure_memory(contestant.plain or contestant, inputs, device) / 1e6,
                 "bookkeeping_share": measure_bookkeeping(contestant, inputs, device) if contestant.passes else None,
                 "peak_gflops_per_s": roof.flops / 1e9,
                 "bandwidth_gb_per_s": roof.bandwidth / 1e9,
@@ -191,21 +201,22 @@ def run_group(
         )
     by_name = {row["name"]: row for row in rows}
     for contestant, row in zip(contestants, rows):
-        compare(row, by_name[REFERENCE], by_name.get(REFERENCE + PACKED), by_name.get(contestant.every_patch))
+        references = {form: by_name.get(REFERENCE + form) for form in ("", *FORMS)}
+        compare(row, references, by_name.get(contestant.every_patch))
     return rows
 
 
-def compare(row: dict, reference: dict, packed_reference: dict | None, every_patch: dict | None):
+def compare(row: dict, references: dict[str, dict | None], every_patch: dict | None):
     """
-    Add a row's ratios: its time over its roofline, its times over dense ViLT's, as Transformers has it and with packed
-    weights; and what share of its operations and of its time the selection saves, against the same model reading every
+    Add a row's ratios: its time over its roofline, its times over dense ViLT's in every form, as Transformers has it, packed
+    and compiled; and what share of its operations and of its time the selection saves, against the same model reading every
     patch.
     """
     row["ratio_to_roofline"] = row["median_ms"] / row["roofline_ms"]
-    row["ratio_to_dense_vilt"] = row["median_ms"] / reference["median_ms"]
-    for name, other in (("", reference), ("_packed", packed_reference)):
-        ratio = None if other is None else row["end_to_end_ms"] / other["end_to_end_ms"]
-        row[f"end_to_end_ratio_to_dense_vilt{name}"] = ratio
+    row["ratio_to_dense_vilt"] = row["median_ms"] / references[""]["median_ms"]
+    for form, reference in references.items():
+        ratio = None if reference is None else row["end_to_end_ms"] / reference["end_to_end_ms"]
+        row[f"end_to_end_ratio_to_dense_vilt{form}"] = ratio
     saves = every_patch is not None and every_patch is not row
     row["saved_flops_share"] = 1 - row["flops"] / every_patch["flops"] if saves else None
     row["saved_time_share"] = 1 - row["median_ms"] / every_patch["median_ms"] if saves else None

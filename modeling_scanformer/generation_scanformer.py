@@ -219,12 +219,7 @@ class ScanFormerGenerationMixin:
             threshold=config.selection_threshold,
         )
         if config.token_budget is not None:
-            self.model.limit_scan(
-                scan,
-                config.token_budget,
-                config.budget_split or BUDGET_SPLITS[0],
-                config.budget_score or BUDGET_SCORES[0],
-            )
+            scan.limit(config.token_budget, self.config, config.budget_split, config.budget_score)
         rule = None
         if config.early_exit:
             rule = EarlyExitRule.from_dict(config.early_exit_rule)

@@ -26,7 +26,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .adapters_scanformer import ScanFormerAdapterMixin
-from .budget_scanformer import plan_budget, reg_attention
+from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings
@@ -299,13 +299,6 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             text_states=text_states,
             selection=select_all(pixel_attention_mask[:, : offsets[1]]),
         )
-
-    def limit_scan(self, scan: Scan, token_budget: float | int | list, split: str, score: str):
-        """Give a scan that has not begun a budget; see [`ScanFormerGenerationConfig`]."""
-        masks = (scan.patch_mask(scale) for scale in range(self.config.num_scales))
-        num_patches = torch.stack([mask.sum(1) for mask in masks], dim=1)
-        score_layer = self.config.selection_layer - 1
-        scan.budget = plan_budget(token_budget, split, score, num_patches, scan.num_scales, score_layer)
 
     def read_scale(self, scan: Scan):
         """Run Encoder1 over the next scale (and over the text, if it is still unread) and select what to read after it."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .budget_scanformer import TokenBudget
+from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS, TokenBudget, plan_budget
 from .cache_scanformer import ScanCache
+from .configuration_scanformer import ScanFormerConfig
 from .selection_scanformer import Selection
 
 
@@ -150,6 +151,24 @@ class Scan:
     def patch_mask(self, scale: int) -> torch.Tensor:
         """Nonzero at the real patches of a scale, of shape `(num_active, num_patches)`."""
         return self.pixel_attention_mask[self.rows, self.offsets[scale] : self.offsets[scale + 1]]
+
+    def limit(
+        self,
+        token_budget: float | int | list,
+        config: ScanFormerConfig,
+        split: str | None = None,
+        score: str | None = None,
+    ):
+        """Give a scan that has not begun a budget; see [`ScanFormerGenerationConfig`]."""
+        num_patches = torch.stack([self.patch_mask(scale).sum(1) for scale in range(config.num_scales)], dim=1)
+        self.budget = plan_budget(
+            token_budget,
+            split or BUDGET_SPLITS[0],
+            score or BUDGET_SCORES[0],
+            num_patches,
+            self.num_scales,
+            score_layer=config.selection_layer - 1,
+        )
 
     def grid(self, scale: int) -> torch.Tensor:
         """Rows and columns of every image's patch grid at a scale, of shape `(num_active, 2)`."""

@@ -23,12 +23,14 @@ runtime can stand in for each other.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .generation_scanformer import ScanFormerGenerationConfig
 from .layer_scanformer import MASKED_BIAS
 from .modeling_scanformer import ScanFormerForVisualGrounding
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
@@ -352,7 +354,8 @@ class StaticScanCache:
 class StaticScanner:
     """
     Scans by steps of fixed shapes; the boxes are those of [`~ScanFormerForVisualGrounding.generate`]. All scales are read:
-    of the options of `generate` only the selection threshold exists here.
+    of the options of `generate` only the selection threshold and the token budget exist here. With a budget for every scale,
+    a single bucket of its size holds every picture.
 
     Args:
         config ([`ScanFormerConfig`]):
@@ -437,6 +440,7 @@ class StaticScanner:
         spatial_shapes: torch.LongTensor | None = None,
         past_key_values: StaticScanCache | None = None,
         selection_threshold: float | None = None,
+        token_budget: float | int | list | None = None,
     ) -> ScanFormerVisualGroundingOutput:
         """
         Scan images for what the expressions say.
@@ -449,6 +453,8 @@ class StaticScanner:
                 previous scan in it are overwritten.
             selection_threshold (`float`, *optional*):
                 Replaces the model's.
+            token_budget (`float` or `int` or `list`, *optional*):
+                The most patches that a sample may read, see [`ScanFormerGenerationConfig`]; they are the most informative.
 
         Returns:
             [`ScanFormerVisualGroundingOutput`] as of [`~ScanFormerForVisualGrounding.generate`].
@@ -462,11 +468,15 @@ class StaticScanner:
             raise ValueError(
                 "Give the text either as `input_ids` or, already read by `encode_text`, as `past_key_values`."
             )
+        # checks them
+        ScanFormerGenerationConfig(selection_threshold=selection_threshold, token_budget=token_budget)
         cache = self.encode_text(input_ids, attention_mask) if past_key_values is None else past_key_values
         if cache.batch_size != len(pixel_values):
             raise ValueError(f"Got {cache.batch_size} expressions but {len(pixel_values)} images.")
         cache.forget_scales()
         scan = self._start(pixel_values, pixel_attention_mask, spatial_shapes, selection_threshold)
+        if token_budget is not None:
+            scan.limit(token_budget, self.config)
         boxes, scores = [], []
         while not scan.finished:
             box, score = self._read_scale(scan, cache)
@@ -526,6 +536,7 @@ class StaticScanner:
                 patch_mask=scan.patch_mask(scale + 1),
                 threshold=scan.threshold,
                 gated=False,
+                limit=None if scan.budget is None else partial(scan.budget, scan),
             )
         # the next replay of a CUDA graph writes to the same memory
         return box.clone(), score.clone()

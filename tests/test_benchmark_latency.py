@@ -62,8 +62,9 @@ def test_everybody_gets_a_row(tiny_peers, checkpoint, tmp_path, monkeypatch, cap
     output = tmp_path / "bench.json"
     run(monkeypatch, "--output", output, "--resolution", 320, "--model", checkpoint, "--rounds", 1)
     rows = json.loads(output.read_text())
-    names = [name for name in benchmark_latency.CONTESTANTS if not name.startswith("checkpoint")]
-    own = [name for name in benchmark_latency.CONTESTANTS if name.startswith(("vilt", "checkpoint"))]
+    default = [name for name in benchmark_latency.CONTESTANTS if not name.endswith("compiled")]
+    names = [name for name in default if not name.startswith("checkpoint")]
+    own = [name for name in default if name.startswith(("vilt", "checkpoint"))]
     expected = {*((name, 320) for name in names), *((name, 24) for name in own)}
     assert len(rows) == len(expected) and {(row["name"], row["resolution"]) for row in rows} == expected
     for row in rows:
@@ -92,6 +93,24 @@ def test_given_rates_are_what_is_read(tiny_peers, tmp_path, monkeypatch):
     assert all(packed[name] == given[name] for name in ("tokens", "flops", "passes"))
     # three times Encoder1, once Encoder2, and what is outside of them
     assert len(given["passes"]) == 5 and len(vilt["passes"]) == 1
+
+
+def test_compiled_contestants_do_the_same_work(tiny_peers, tmp_path, monkeypatch):
+    output = tmp_path / "bench.json"
+    # Dynamo traces; no C++ is compiled
+    monkeypatch.setattr(benchmark_latency, "COMPILE_OPTIONS", {"cpu": {"backend": "eager"}})
+    names = ["vilt_compiled", "base_given_compiled"]
+    run(
+        monkeypatch, "--output", output, "--resolution", 640, "--rounds", 1, "--batch_size", 2, "--contestants", *names
+    )
+    rows = {row["name"]: row for row in json.loads(output.read_text())}
+    assert rows.keys() == {"vilt", "base_given", *names}
+    for name in ("vilt", "base_given"):
+        assert all(rows[name + "_compiled"][key] == rows[name][key] for key in ("tokens", "flops"))
+    compiled = rows["base_given_compiled"]
+    assert compiled["bookkeeping_share"] is None
+    ratio = compiled["end_to_end_ms"] / rows["vilt_compiled"]["end_to_end_ms"]
+    assert compiled["end_to_end_ratio_to_dense_vilt_compiled"] == pytest.approx(ratio)
 
 
 def test_sharing_is_timed_and_changes_no_answer(tiny_peers, checkpoint, tmp_path, monkeypatch):

@@ -65,6 +65,27 @@ def test_boxes_are_those_of_generate(options, attn_implementation):
         assert_same(scanner.generate(**single, **options), model.generate(**single, **options))
 
 
+@pytest.mark.parametrize("budget", [0.3, 12, [6, 5, 9], [1.0, 0.25, 0.1]], ids=str)
+def test_a_budget_is_that_of_generate_and_fits_a_bucket_of_its_size(budget):
+    model = tiny_model()
+    options = {"token_budget": budget, "selection_threshold": 0.2}
+    inputs = tiny_inputs(model.config)
+    expected = model.generate(**inputs, **options)
+    assert_same(StaticScanner.from_model(model, SHAPES).generate(**inputs, **options), expected)
+    if budget == [6, 5, 9]:
+        exact = StaticShapes(text_length=9, buckets=((6,), (5,), (9,)))
+        assert_same(StaticScanner.from_model(model, exact).generate(**inputs, **options), expected)
+
+
+def test_options_that_make_no_sense_are_refused():
+    model = tiny_model()
+    scanner, inputs = StaticScanner.from_model(model, SHAPES), tiny_inputs(model.config)
+    for options in ({"token_budget": 1.5}, {"token_budget": 0.01}, {"selection_threshold": 2.0}):
+        (name,) = options
+        with pytest.raises(ValueError, match=name):
+            scanner.generate(**inputs, **options)
+
+
 def test_a_single_scale():
     model = tiny_model(num_scales=1)
     inputs = tiny_inputs(model.config)

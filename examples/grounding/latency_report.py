@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from .peers import PACKED, PEERS
+from .peers import PEERS
 from .report import to_table
 
 
@@ -29,6 +29,7 @@ COLUMNS = {
     "end to end, ms": ("end_to_end_ms", 1, "{:.1f}"),
     "end to end / ViLT's": ("end_to_end_ratio_to_dense_vilt", 1, "{:.2f}"),
     "end to end / packed ViLT's": ("end_to_end_ratio_to_dense_vilt_packed", 1, "{:.2f}"),
+    "end to end / compiled ViLT's": ("end_to_end_ratio_to_dense_vilt_compiled", 1, "{:.2f}"),
     "GFLOPs": ("flops", 1e-9, "{:.1f}"),
     "roofline, ms": ("roofline_ms", 1, "{:.1f}"),
     "model / roofline": ("ratio_to_roofline", 1, "{:.2f}"),
@@ -44,7 +45,7 @@ pictures and expressions to the model's outputs. GFLOPs: all matrix products and
 addition as two. Roofline: the sum over passes of the larger of FLOPs over the measured peak and weight bytes over the measured
 bandwidth. The FLOP saving is that against the same model reading every patch. Bookkeeping: the profiler's share of operators
 that select, gather, merge, cache, mask and place. Peak memory: weights, inputs, and what torch allocates on top; packed
-weights take as much."""
+weights take as much. GFLOPs and memory of what is compiled are those before it is."""
 
 
 def to_markdown(rows: list[dict], command: str, machine: str) -> str:
@@ -100,7 +101,7 @@ def plot(rows: list[dict], path: Path):
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, ((dtype, resolution, batch_size), group) in zip(panels, groups.items()):
         group = group[::-1]
-        colors = ["tab:gray" if row["name"].removesuffix(PACKED) in PEERS else "tab:blue" for row in group]
+        colors = ["tab:gray" if row["name"].startswith(PEERS) else "tab:blue" for row in group]
         bars = axes.barh([row["name"] for row in group], [row["end_to_end_ms"] for row in group], color=colors)
         axes.bar_label(bars, [f"{row['end_to_end_ms']:.0f}" for row in group], padding=3)
         axes.set(title=f"{dtype}, {resolution} px, batch {batch_size}", xscale="log", xlabel="end to end, ms")

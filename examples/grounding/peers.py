@@ -16,6 +16,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,14 +42,16 @@ from modeling_scanformer import (
     ScanFormerProcessor,
     pack_weights,
 )
+from modeling_scanformer.static_scanformer import StaticScanner, StaticShapes
 
 from .checks import DataError
 
 
 REFERENCE = "vilt"
 PEERS = (REFERENCE, "owlvit", "grounding_dino")
-# Added to the name of a contestant whose weights are packed for the CPU.
+# Added to the name of a contestant whose weights are packed for the CPU, or that is compiled.
 PACKED = "_packed"
+COMPILED = "_compiled"
 # How much of a picture a ScanFormer reads: the given shares, or what its own selection head wants.
 READINGS = ("given", "learned", "every_patch")
 # The side of the base size's coarsest scale in patches: 160 pixels, so that a pyramid of 640 pixels has three scales.
@@ -78,8 +81,10 @@ class Contestant:
             Name of the contestant that is the same model reading every patch.
         rates (`list[float]`, *optional*):
             Share of the patches of every scale that is read, where it is given.
-        unpacked (`Contestant`, *optional*):
-            The same with its weights as they were, where they are packed.
+        compile (`Callable[[PreTrainedModel, dict[str, Any]], Callable]`, *optional*):
+            From the model and options of `torch.compile` to what gives the outputs for inputs, where it can be compiled.
+        plain (`Contestant`, *optional*):
+            The same as it was, where its weights are packed or it is compiled.
     """
 
     name: str
@@ -90,7 +95,8 @@ class Contestant:
     passes: list[str] = field(default_factory=list)
     every_patch: str | None = None
     rates: list[float] | None = None
-    unpacked: "Contestant | None" = None
+    compile: Callable[[PreTrainedModel, dict[str, Any]], Callable] | None = None
+    plain: "Contestant | None" = None
 
     def run(self, inputs: dict[str, torch.Tensor]) -> Any:
         return self.call(self.model, inputs)
@@ -111,11 +117,39 @@ def pack(contestants: list[Contestant], wanted: list[str]) -> list[Contestant]:
             name=contestant.name + PACKED,
             model=packed[contestant.model],
             every_patch=None if contestant.every_patch is None else contestant.every_patch + PACKED,
-            unpacked=contestant,
+            plain=contestant,
         )
         for contestant in contestants
         if contestant.name + PACKED in wanted
     ]
+
+
+def compile_contestants(contestants: list[Contestant], wanted: list[str], options: dict[str, Any]) -> list[Contestant]:
+    """
+    Contestants that are compiled, as named in `wanted`: the name of one of `contestants`, and `COMPILED`. Their operators are
+    fused, so no passes can be told apart in them.
+
+    Args:
+        contestants (`list[Contestant]`):
+            Where and in what precision they are to run.
+        wanted (`list[str]`):
+            Names.
+        options (`dict[str, Any]`):
+            Of `torch.compile`.
+    """
+
+    def compiled(contestant: Contestant) -> Contestant:
+        run = contestant.compile(contestant.model, options)
+        return replace(
+            contestant,
+            name=contestant.name + COMPILED,
+            call=lambda model, inputs: run(inputs),
+            passes=[],
+            every_patch=None if contestant.every_patch is None else contestant.every_patch + COMPILED,
+            plain=contestant,
+        )
+
+    return [compiled(contestant) for contestant in contestants if contestant.name + COMPILED in wanted]
 
 
 def create_peer(name: str, resolution: int, tokenizer: PreTrainedTokenizerBase) -> Contestant:
@@ -160,7 +194,12 @@ def create_peer(name: str, resolution: int, tokenizer: PreTrainedTokenizerBase) 
             **image_processor(images=images, return_tensors="pt"),
         }
 
-    return Contestant(name, model, prepare, lambda model, inputs: model(**inputs), count_tokens)
+    def compile_whole(model: PreTrainedModel, options: dict[str, Any]) -> Callable:
+        # isolated, so that other sizes and types do not count against what Dynamo compiles of one function
+        run = torch.compile(model, dynamic=False, isolate_recompiles=True, **options)
+        return lambda inputs: run(**inputs)
+
+    return Contestant(name, model, prepare, lambda model, inputs: model(**inputs), count_tokens, compile=compile_whole)
 
 
 def vilt_config() -> ViltConfig:
@@ -235,7 +274,7 @@ def create_scanformers(
             "read on each."
         )
     shares = [1.0, *rates[: num_scales - 1]]
-    options = {
+    generation = {
         "given": {"selection_threshold": 0.0, "token_budget": shares},
         "learned": {},
         "every_patch": {"selection_threshold": 0.0},
@@ -249,16 +288,25 @@ def create_scanformers(
         # [REG] of every scale, and what stands for the unselected patches of all but the coarsest
         return round(selected) + inputs["input_ids"].shape[1] + 2 * num_scales - 1
 
+    def compile_steps(model: ScanFormerForVisualGrounding, options: dict[str, Any], reading: str) -> Callable:
+        shapes = StaticShapes.for_pictures(model.config, processor.image_processor.size["longest_edge"])
+        if reading == "given":  # what is read is known: a bucket of its size for every scale
+            most = [sizes[-1] for sizes in shapes.buckets]
+            shapes = replace(shapes, buckets=tuple((max(1, round(rate * n)),) for rate, n in zip(shares, most)))
+        scanner = StaticScanner.from_model(model, shapes).compile(**options)
+        return lambda inputs: scanner.generate(**inputs, **generation[reading])
+
     return [
         Contestant(
             f"{name}_{reading}",
             model,
             prepare,
-            lambda model, inputs, reading=reading: model.generate(**inputs, **options[reading]),
+            lambda model, inputs, reading=reading: model.generate(**inputs, **generation[reading]),
             count_tokens,
             passes=["model.read_scale", "model.encode_pending"],
             every_patch=f"{name}_every_patch",
             rates=shares if reading == "given" else None,
+            compile=partial(compile_steps, reading=reading),
         )
         for reading in readings
     ]
