@@ -86,15 +86,18 @@ class ScanCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor):
         super().reorder_cache(beam_idx)
-        self.key_bias = self.key_bias.index_select(0, beam_idx.to(self.key_bias.device))
+        if self.key_bias is not None:
+            self.key_bias = self.key_bias.index_select(0, beam_idx.to(self.key_bias.device))
 
     def batch_repeat_interleave(self, repeats: int):
         super().batch_repeat_interleave(repeats)
-        self.key_bias = self.key_bias.repeat_interleave(repeats, dim=0)
+        if self.key_bias is not None:
+            self.key_bias = self.key_bias.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: torch.Tensor):
         super().batch_select_indices(indices)
-        self.key_bias = self.key_bias[indices]
+        if self.key_bias is not None:
+            self.key_bias = self.key_bias[indices]
 
 
 __all__ = ["ScanCache"]

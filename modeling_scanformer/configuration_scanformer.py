@@ -22,6 +22,17 @@ from .portability_scanformer import IS_REMOTE_CODE, code_entries, renew_code_ent
 
 logger = logging.get_logger(__name__)
 
+POSITIVE_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "patch_size",
+    "num_scales",
+    "position_grid_size",
+)
+
 
 @strict
 class ScanFormerConfig(PreTrainedConfig):
@@ -165,13 +176,14 @@ class ScanFormerConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Validates that the sizes fit together. Called by the strict dataclass after initialisation."""
+        for name in POSITIVE_SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        if self.num_scales < 1:
-            raise ValueError(f"`num_scales` must be at least 1, got {self.num_scales}.")
         if not 1 <= self.selection_layer < self.num_hidden_layers:
             raise ValueError(
                 f"`selection_layer` must be at least 1 and below `num_hidden_layers` ({self.num_hidden_layers}), got "

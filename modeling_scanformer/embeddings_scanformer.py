@@ -19,6 +19,14 @@ from torch import nn
 from .configuration_scanformer import ScanFormerConfig
 
 
+def embedding_row(table: nn.Embedding, index: int, device: torch.device) -> torch.Tensor:
+    """
+    One row of a table, of shape `(embedding_dim,)`, by a call of the module: hooks that bring weights to where they are
+    needed, such as Accelerate's of offloaded models, see calls only.
+    """
+    return table(torch.full((), index, dtype=torch.long, device=device))
+
+
 class ScanFormerTextEmbeddings(nn.Module):
     """BERT's embeddings of word pieces and positions."""
 
@@ -29,8 +37,9 @@ class ScanFormerTextEmbeddings(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    def forward(self, input_ids: torch.LongTensor, mask: torch.BoolTensor) -> torch.Tensor:
+        # counted from the first token, on whichever side the padding is
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
         embeddings = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         return self.dropout(self.layernorm(embeddings))
 
@@ -53,12 +62,14 @@ class ScanFormerPatchEmbeddings(nn.Module):
         functions, one of the row and one of the column.
         """
         rows, columns = grid[:, :1], grid[:, 1:]
-        table = self.position_embeddings.weight
+        table = self.position_embeddings(torch.arange(self.grid_size**2, device=indices.device))
         nodes = torch.arange(self.grid_size, device=indices.device)
 
+        dtype = torch.promote_types(table.dtype, torch.float32)
+
         def hat(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-            # float64 costs nothing at this size, and keeps the nodes of long grids exact
-            position = position.double() * (self.grid_size - 1) / (length - 1).clamp(min=1)
+            # products of integers are exact, and so is a quotient that is a node
+            position = (position * (self.grid_size - 1)).to(dtype) / (length - 1).clamp(min=1)
             return (1 - (position[..., None] - nodes).abs()).clamp(min=0).to(table.dtype)
 
         weights = hat(indices // columns, rows)[..., :, None] * hat(indices % columns, columns)[..., None, :]
@@ -66,8 +77,9 @@ class ScanFormerPatchEmbeddings(nn.Module):
 
     def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
         embeddings = self.projection(patches.to(self.position_embeddings.weight.dtype))
-        embeddings = embeddings + self.interpolate_positions(indices, grid) + self.scale_embeddings.weight[scale]
+        embeddings = embeddings + self.interpolate_positions(indices, grid)
+        embeddings = embeddings + embedding_row(self.scale_embeddings, scale, indices.device)
         return self.dropout(embeddings)
 
 
-__all__ = ["ScanFormerPatchEmbeddings", "ScanFormerTextEmbeddings"]
+__all__ = ["ScanFormerPatchEmbeddings", "ScanFormerTextEmbeddings", "embedding_row"]

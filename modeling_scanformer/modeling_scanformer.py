@@ -29,13 +29,12 @@ from .adapters_scanformer import ScanFormerAdapterMixin
 from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
-from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings
+from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings, embedding_row
 from .generation_scanformer import ScanFormerGenerationConfig, ScanFormerGenerationMixin
 from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
 from .loss_scanformer import visual_grounding_loss
 from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
-from .pyramid_scanformer import scale_offsets
-from .scan_scanformer import ScaleReading, Scan
+from .scan_scanformer import ScaleReading, Scan, check_pyramid
 from .selection_scanformer import Selection, select_all, select_children
 
 
@@ -98,6 +97,12 @@ class ScanFormerPreTrainedModel(ScanFormerAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScanFormerSelectionClassifier):
             init.constant_(module.bias, INITIAL_SELECTION_LOGIT)
+
+    def _replicate_for_data_parallel(self):
+        raise NotImplementedError(
+            "`torch.nn.DataParallel` cannot gather what each replica gives, because each reads its own number of patches. "
+            "Start one process per device instead: `accelerate launch` or `torchrun`."
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
@@ -240,32 +245,16 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         Check the inputs and embed the text. Arguments as in [`~ScanFormerModel.forward`]; `num_scales` limits the scales
         to read, `threshold` replaces the configured selection threshold.
         """
-        if pixel_values is None or pixel_attention_mask is None or spatial_shapes is None:
-            raise ValueError(
-                "`pixel_values`, `pixel_attention_mask` and `spatial_shapes` are all needed; `ScanFormerProcessor` makes "
-                "them."
-            )
+        offsets = check_pyramid(self.config, pixel_values, pixel_attention_mask, spatial_shapes)
         if (input_ids is None) == (past_key_values is None):
             raise ValueError(
                 "Give the text either as `input_ids` or, already read by `encode_text`, as `past_key_values`."
             )
+        if past_key_values is not None and not isinstance(past_key_values, ScanCache):
+            raise ValueError(
+                f"`past_key_values` is the `ScanCache` that `encode_text` returns, got a {type(past_key_values).__name__}."
+            )
         batch_size = pixel_values.shape[0]
-        offsets = scale_offsets(pixel_values.shape[1], self.config.num_scales)
-        if pixel_values.shape[2] != 3 * self.config.patch_size**2:
-            raise ValueError(
-                f"Expected flattened patches of 3 * {self.config.patch_size}**2 values, got {pixel_values.shape[2]}. Was "
-                "the image processor made for another `patch_size`?"
-            )
-        if spatial_shapes.shape != (batch_size, self.config.num_scales, 2):
-            raise ValueError(
-                f"Expected `spatial_shapes` of shape {(batch_size, self.config.num_scales, 2)}, got "
-                f"{tuple(spatial_shapes.shape)}."
-            )
-        if pixel_attention_mask.shape != pixel_values.shape[:2]:
-            raise ValueError(
-                f"`pixel_attention_mask` of shape {tuple(pixel_attention_mask.shape)} does not fit `pixel_values` of "
-                f"shape {tuple(pixel_values.shape)}."
-            )
         text_rows = past_key_values.batch_size if input_ids is None else input_ids.shape[0]
         if text_rows != batch_size and not (input_ids is None and text_rows == 1):
             raise ValueError(
@@ -388,6 +377,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
     def _embed_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None, cache: ScanCache
     ) -> torch.Tensor:
+        if input_ids.shape[1] == 0:
+            raise ValueError("The expressions have no tokens. Say which object is meant.")
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"The expression has {input_ids.shape[1]} tokens, but the model reads at most "
@@ -400,9 +391,11 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        cache.extend_bias(self._masked_bias(attention_mask.bool()))
+        mask = attention_mask.bool()
+        cache.extend_bias(self._masked_bias(mask))
         cache.text_length = input_ids.shape[1]
-        return self.text_embeddings(input_ids) + self.modality_embeddings.weight[0]
+        modality = embedding_row(self.modality_embeddings, 0, input_ids.device)
+        return self.text_embeddings(input_ids, mask) + modality
 
     def _embed_scale(self, scan: Scan) -> torch.Tensor:
         """
@@ -412,19 +405,20 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         constant token c is 0 and nothing stands for the others.
         """
         scale, selection = scan.scale, scan.selection
-        batch_size = len(scan.rows)
+        batch_size, device = len(scan.rows), selection.indices.device
+        modality = embedding_row(self.modality_embeddings, 1, device)
 
         def embed(chosen: Selection) -> torch.Tensor:
             patches = scan.patches(chosen.indices, scale)
             embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale)
-            return embeddings + self.modality_embeddings.weight[1]
+            return embeddings + modality
 
         patches = embed(selection)
-        reg = (self.reg_tokens.weight[scale] + self.modality_embeddings.weight[1]).expand(batch_size, 1, -1)
+        reg = (embedding_row(self.reg_tokens, scale, device) + modality).expand(batch_size, 1, -1)
         tokens = [reg, patches]
         biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
         if scale > 0:
-            constant = self.constant_token.weight[0] if self.config.use_constant_token else None
+            constant = embedding_row(self.constant_token, 0, device) if self.config.use_constant_token else None
             if selection.gates is not None:
                 pull = patches if constant is None else patches - constant
                 tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * pull
@@ -474,7 +468,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
 
     @property
     def _bias_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.float32)
+        return torch.promote_types(self.layernorm.weight.dtype, torch.float32)
 
     def _masked_bias(self, mask: torch.Tensor) -> torch.Tensor:
         """Key bias of a boolean mask: 0 where a key may be seen."""
@@ -553,7 +547,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         >>> outputs = model(**inputs)
         >>> result = processor.post_process_visual_grounding(outputs, target_sizes=[image.size[::-1]])[0]
         ```"""
-        if labels is not None and labels.shape != (pixel_values.shape[0], 4):
+        if None not in (labels, pixel_values) and labels.shape != (pixel_values.shape[0], 4):
             raise ValueError(
                 f"Expected `labels` of shape {(pixel_values.shape[0], 4)}, one relative (center_x, center_y, width, height) "
                 f"per image, got {tuple(labels.shape)}."

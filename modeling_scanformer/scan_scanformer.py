@@ -20,6 +20,7 @@ import torch
 from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS, TokenBudget, plan_budget
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .pyramid_scanformer import scale_offsets
 from .selection_scanformer import Selection
 
 
@@ -213,6 +214,45 @@ class Scan:
         return [self] if len(sizes) == 1 else [self.take_rows(rows) for rows in order.split(sizes)]
 
 
+def check_pyramid(
+    config: ScanFormerConfig,
+    pixel_values: torch.Tensor | None,
+    pixel_attention_mask: torch.Tensor | None,
+    spatial_shapes: torch.Tensor | None,
+) -> list[int]:
+    """
+    Where every scale starts within `pixel_values`, and behind them the number of patches. Arguments as in
+    [`~ScanFormerModel.forward`].
+
+    Raises:
+        ValueError: if inputs are missing, or do not fit together or to the model.
+    """
+    if pixel_values is None or pixel_attention_mask is None or spatial_shapes is None:
+        raise ValueError(
+            "`pixel_values`, `pixel_attention_mask` and `spatial_shapes` are all needed; `ScanFormerProcessor` makes them."
+        )
+    if pixel_values.ndim != 3:
+        raise ValueError(
+            "Expected `pixel_values` of shape (batch_size, num_patches, 3 * patch_size**2), got "
+            f"{tuple(pixel_values.shape)}."
+        )
+    offsets = scale_offsets(pixel_values.shape[1], config.num_scales)
+    if pixel_values.shape[2] != 3 * config.patch_size**2:
+        raise ValueError(
+            f"Expected flattened patches of 3 * {config.patch_size}**2 values, got {pixel_values.shape[2]}. Was the image "
+            "processor made for another `patch_size`?"
+        )
+    expected = (pixel_values.shape[0], config.num_scales, 2)
+    if spatial_shapes.shape != expected:
+        raise ValueError(f"Expected `spatial_shapes` of shape {expected}, got {tuple(spatial_shapes.shape)}.")
+    if pixel_attention_mask.shape != pixel_values.shape[:2]:
+        raise ValueError(
+            f"`pixel_attention_mask` of shape {tuple(pixel_attention_mask.shape)} does not fit `pixel_values` of shape "
+            f"{tuple(pixel_values.shape)}."
+        )
+    return offsets
+
+
 def split_sizes(lengths: list[int], price: int) -> list[int]:
     """
     How to cut a sorted list into groups, so that the groups cost least: each costs its size times its greatest length, and a
@@ -240,4 +280,4 @@ def split_sizes(lengths: list[int], price: int) -> list[int]:
     return sizes
 
 
-__all__ = ["Scan", "ScaleReading"]
+__all__ = ["Scan", "ScaleReading", "check_pyramid"]

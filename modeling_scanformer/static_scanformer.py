@@ -30,12 +30,12 @@ from torch import nn
 
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .embeddings_scanformer import embedding_row
 from .generation_scanformer import ScanFormerGenerationConfig
 from .layer_scanformer import MASKED_BIAS
 from .modeling_scanformer import ScanFormerForVisualGrounding
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
-from .pyramid_scanformer import scale_offsets
-from .scan_scanformer import ScaleReading, Scan
+from .scan_scanformer import ScaleReading, Scan, check_pyramid
 from .selection_scanformer import Selection, select_all, select_children
 
 
@@ -174,9 +174,9 @@ class ScanFormerScaleStep(nn.Module):
 
     def __init__(self, model: ScanFormerForVisualGrounding, scale: int):
         super().__init__()
-        if not model.config.merge_constant_tokens:
+        if model.config.num_scales > 1 and not model.config.merge_constant_tokens:
             raise ValueError("Steps of fixed shapes need `merge_constant_tokens=True`, which gives the same numbers.")
-        if not model.config.use_constant_token:
+        if model.config.num_scales > 1 and not model.config.use_constant_token:
             raise ValueError("Steps of fixed shapes need a constant token: a model of `use_constant_token=True`.")
         self.encoder = model.model
         self.predict = model.predict
@@ -219,16 +219,16 @@ class ScanFormerScaleStep(nn.Module):
         """
         encoder = self.encoder
         batch_size, num_patches = indices.shape
-        modality = encoder.modality_embeddings.weight[1]
+        modality = embedding_row(encoder.modality_embeddings, 1, indices.device)
         tokens = [
-            (encoder.reg_tokens.weight[self.scale] + modality).expand(batch_size, 1, -1),
+            (embedding_row(encoder.reg_tokens, self.scale, indices.device) + modality).expand(batch_size, 1, -1),
             encoder.patch_embeddings(patches, indices, grid, self.scale) + modality,
         ]
         biases = [past_bias, past_bias.new_zeros(batch_size, 1), encoder._masked_bias(mask)]
         if self.scale > 0:
             # one token stands for all n unselected patches: + log n on its attention logits
             log_count = num_unselected.clamp(min=1).to(past_bias.dtype).log()
-            tokens.append(encoder.constant_token.weight.expand(batch_size, 1, -1))
+            tokens.append(embedding_row(encoder.constant_token, 0, indices.device).expand(batch_size, 1, -1))
             biases.append(log_count.where(num_unselected > 0, MASKED_BIAS)[:, None])
         hidden_states, key_bias = torch.cat(tokens, dim=1), torch.cat(biases, dim=1)
 
@@ -462,8 +462,7 @@ class StaticScanner:
         Raises:
             ValueError: if inputs do not fit together, or do not fit into the steps' sizes.
         """
-        if pixel_values is None or pixel_attention_mask is None or spatial_shapes is None:
-            raise ValueError("`pixel_values`, `pixel_attention_mask` and `spatial_shapes` are all needed.")
+        offsets = check_pyramid(self.config, pixel_values, pixel_attention_mask, spatial_shapes)
         if (input_ids is None) == (past_key_values is None):
             raise ValueError(
                 "Give the text either as `input_ids` or, already read by `encode_text`, as `past_key_values`."
@@ -474,7 +473,7 @@ class StaticScanner:
         if cache.batch_size != len(pixel_values):
             raise ValueError(f"Got {cache.batch_size} expressions but {len(pixel_values)} images.")
         cache.forget_scales()
-        scan = self._start(pixel_values, pixel_attention_mask, spatial_shapes, selection_threshold)
+        scan = self._start(pixel_values, pixel_attention_mask, spatial_shapes, offsets, selection_threshold)
         if token_budget is not None:
             scan.limit(token_budget, self.config)
         boxes, scores = [], []
@@ -492,8 +491,7 @@ class StaticScanner:
             selection_masks=tuple(scan.selection_mask(scale) for scale in range(scan.num_scales)),
         )
 
-    def _start(self, pixel_values, pixel_attention_mask, spatial_shapes, selection_threshold) -> Scan:
-        offsets = scale_offsets(pixel_values.shape[1], self.config.num_scales)
+    def _start(self, pixel_values, pixel_attention_mask, spatial_shapes, offsets, selection_threshold) -> Scan:
         return Scan(
             pixel_values=pixel_values,
             pixel_attention_mask=pixel_attention_mask,

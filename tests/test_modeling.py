@@ -4,9 +4,17 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotObjectDetection, BertConfig, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+)
 
 from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, ScanFormerModel, image_pyramid
 from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners, relevance
@@ -203,6 +211,8 @@ def test_dropout_with_merging_is_warned_about(caplog):
     [
         ({"hidden_size": 30}, "multiple"),
         ({"num_scales": 0}, "num_scales"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"selection_layer": 0}, "selection_layer"),
         ({"selection_layer": 4}, "selection_layer"),
         ({"selection_threshold": 1.5}, "selection_threshold"),
@@ -224,6 +234,14 @@ def test_inputs_that_do_not_fit_are_refused():
 
     with pytest.raises(ValueError, match="all needed"):
         call(pixel_values=None)
+    with pytest.raises(ValueError, match="all needed"):
+        call(pixel_values=None, labels=tiny_labels())
+    with pytest.raises(ValueError, match="num_patches"):
+        call(pixel_values=inputs["pixel_values"][0])
+    with pytest.raises(ValueError, match="no tokens"):
+        call(input_ids=inputs["input_ids"][:, :0], attention_mask=None)
+    with pytest.raises(ValueError, match="got a DynamicCache"):
+        call(input_ids=None, past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="input_ids"):
         call(input_ids=None)
     with pytest.raises(ValueError, match="past_key_values"):
@@ -244,6 +262,24 @@ def test_inputs_that_do_not_fit_are_refused():
         call(pixel_attention_mask=inputs["pixel_attention_mask"][:2])
     with pytest.raises(ValueError, match="labels"):
         call(labels=tiny_labels()[:, :3])
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+@torch.no_grad()
+def test_an_offloaded_model_gives_the_same_boxes(offload, tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    expected = model(**inputs).scale_boxes
+    folder = {"offload_dir": tmp_path} if offload is disk_offload else {}
+    offload(model, execution_device=torch.device("cpu"), **folder)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model(**inputs).scale_boxes, expected)
+    torch.testing.assert_close(model.generate(**inputs).scale_boxes, expected, atol=1e-6, rtol=0)
+
+
+def test_replicas_of_data_parallel_are_refused():
+    with pytest.raises(NotImplementedError, match="accelerate launch"):
+        tiny_model()._replicate_for_data_parallel()
 
 
 class TestBadCheckpoints:

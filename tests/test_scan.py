@@ -225,6 +225,18 @@ def test_padding_changes_nothing():
     close(model(**garbage).scale_boxes, expected.scale_boxes)
 
 
+def test_text_may_be_padded_on_either_side():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    expected = model(**inputs).scale_boxes
+    lengths = inputs["attention_mask"].sum(1)
+    for name in ("input_ids", "attention_mask"):
+        rows = [row.roll(len(row) - int(length)) for row, length in zip(inputs[name], lengths)]
+        inputs[name] = torch.stack(rows)
+    assert not inputs["attention_mask"][:, 0].all()
+    close(model(**inputs).scale_boxes, expected)
+
+
 def test_a_text_cache_serves_one_image_each_and_many_images():
     model = tiny_model()
     inputs = tiny_inputs(model.config)
@@ -300,6 +312,9 @@ def test_cache_rows_can_be_reordered_repeated_and_selected():
     close(model(**repeated, past_key_values=cache).scale_boxes, expected.repeat_interleave(2, dim=0))
 
     cache.reset()
+    for change in (cache.reorder_cache, cache.batch_select_indices):
+        change(order)
+    cache.batch_repeat_interleave(2)
     assert cache.batch_size == 0 and cache.get_seq_length() == 0
 
 

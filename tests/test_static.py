@@ -86,8 +86,9 @@ def test_options_that_make_no_sense_are_refused():
             scanner.generate(**inputs, **options)
 
 
-def test_a_single_scale():
-    model = tiny_model(num_scales=1)
+@pytest.mark.parametrize("use_constant_token", [True, False])
+def test_a_single_scale(use_constant_token):
+    model = tiny_model(num_scales=1, use_constant_token=use_constant_token)
     inputs = tiny_inputs(model.config)
     scanner = StaticScanner.from_model(model, StaticShapes(7, ((8,),)))
     assert_same(scanner.generate(**inputs), model.generate(**inputs))
@@ -163,6 +164,8 @@ def test_what_does_not_fit_is_refused():
         scanner.generate(**pictures)
     with pytest.raises(ValueError, match="all needed"):
         scanner.generate(inputs["input_ids"])
+    with pytest.raises(ValueError, match="patch_size"):
+        scanner.generate(**{**inputs, "pixel_values": inputs["pixel_values"][..., :-1]})
     text = scanner.encode_text(inputs["input_ids"][:1])
     with pytest.raises(ValueError, match="1 expressions but 3 images"):
         scanner.generate(**pictures, past_key_values=text)
