@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, fields
 import torch
 
 from .loss_scanformer import box_iou, center_to_corners
+from .packing_scanformer import PackedLinear
 
 
 # What a scale shows, in the order of a rule's weights; see `exit_signals`.
 SIGNALS = ("score", "agreement", "wanted", "change")
 
-# Weights that identify a model, and how much of each the rounding of half precision may change.
-NUM_FINGERPRINT_WEIGHTS = 8
+# How much of a weight the rounding of half precision may change.
 FINGERPRINT_TOLERANCE = 2.0**-7
 
 
@@ -64,9 +64,19 @@ def exit_signals(
 
 
 def fingerprint(model) -> list[float]:
-    """Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weights of its score head."""
-    weights = model.score_head.out_proj.weight.detach().flatten()[:NUM_FINGERPRINT_WEIGHTS]
-    return [float(f"{weight:.6g}") for weight in weights.float().tolist()]
+    """
+    Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weight of what each layer's queries, values
+    and outputs come from, of both heads, and of adapters, if it carries any.
+    """
+    linears = [model.box_head.out_proj, model.score_head.out_proj]
+    for layer in model.model.layers:
+        linears += [layer.attention.q_proj, layer.attention.v_proj, layer.mlp.fc2]
+    weights = [
+        linear.first_weight if isinstance(linear, PackedLinear) else linear.weight.detach()[0, 0] for linear in linears
+    ]
+    if getattr(model, "peft_config", None):
+        weights += [weight.detach()[0, 0] for name, weight in model.named_parameters() if "lora_" in name]
+    return [float(f"{float(weight):.6g}") for weight in weights]
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 
-# Layers with fewer outputs stay as they are: nothing is gained, and a rule of early exit knows its model by them.
+# Layers with fewer outputs stay as they are: nothing is gained.
 FEWEST_OUTPUTS = 16
 
 
@@ -37,6 +37,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        # a rule of early exit knows its model by it
+        self.first_weight = linear.weight.detach()[0, 0].clone()
         # zeros where there is none: the kernel takes either, and the bias tells where the layer is
         bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         self.bias = bias.detach()

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from peft import get_peft_model
 from tiny import take_row, tiny_inputs, tiny_model
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding
+from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding, lora_config, pack_weights
 from modeling_scanformer.early_exit_scanformer import fingerprint
 from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
 
@@ -108,6 +109,30 @@ def test_a_rule_of_another_checkpoint_is_refused():
     other.generation_config.early_exit_rule = rule_for(model).to_dict()
     with pytest.raises(ValueError, match="another checkpoint"):
         other.generate(**tiny_inputs(other.config), early_exit=True)
+
+
+@pytest.mark.parametrize("change", ["encoder", "box head", "adapter", "merged adapter"])
+def test_a_rule_is_refused_once_the_model_has_changed(change):
+    model = tiny_model(dtype=torch.float32)
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    rule = rule_for(model).to_dict()
+    with torch.no_grad():
+        if change == "encoder":
+            model.model.layers[1].mlp.fc2.weight += 1e-2
+        elif change == "box head":
+            model.box_head.out_proj.weight += 1e-2
+        else:
+            adapted = get_peft_model(model, lora_config(r=2, modules_to_save=None, init_lora_weights=False))
+            model = adapted.merge_and_unload() if change == "merged adapter" else adapted.base_model.model
+    model.generation_config.early_exit_rule = rule
+    with pytest.raises(ValueError, match="another checkpoint"):
+        model.generate(**inputs, early_exit=True)
+
+
+def test_a_rule_knows_its_model_packed():
+    model = tiny_model(dtype=torch.float32)
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    pack_weights(model).generate(**tiny_inputs(model.config, dtype=torch.float32), early_exit=True)
 
 
 @pytest.mark.parametrize(
