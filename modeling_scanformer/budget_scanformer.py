@@ -53,6 +53,8 @@ def fill(weights: torch.Tensor, capacities: torch.Tensor, total: torch.Tensor) -
         `torch.DoubleTensor` of shape `(batch_size, num_parts)` with the sum `total`.
     """
     capacities, weights = capacities.double(), weights.double()
+    if weights.shape[1] == 0:
+        return weights
     weights = (weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=1e-9)
     # Every part takes level * weight or is full. In the order in which the parts fill up, as the level rises, the level
     # is found at the first part that does not fill up with what those before it have left.

@@ -147,6 +147,16 @@ def test_a_list_gives_every_scale_its_own_limit():
     assert [mask.sum(1).tolist() for mask in outputs.selection_masks] == [[6, 3, 1], [3, 3, 3], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("options", [{"num_scales": 1}, {"max_scales": 1}], ids=str)
+def test_a_budget_of_a_single_scale_only_has_to_cover_it(options):
+    max_scales = options.pop("max_scales", None)
+    model = tiny_model(**options)
+    inputs = tiny_inputs(model.config)
+    outputs = model.generate(**inputs, token_budget=1.0, max_scales=max_scales)
+    assert torch.equal(outputs.pred_boxes, model.generate(**inputs, max_scales=max_scales).pred_boxes)
+    assert [mask.sum(1).tolist() for mask in outputs.selection_masks] == [[6, 3, 1]]
+
+
 def test_by_default_the_most_informative_patches_of_the_whole_picture_are_read():
     model = tiny_model()
     inputs = tiny_inputs(model.config)
