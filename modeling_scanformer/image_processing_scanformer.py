@@ -14,7 +14,6 @@
 """Image processor class for ScanFormer."""
 
 import base64
-import binascii
 import math
 import os
 from io import BytesIO
@@ -121,11 +120,11 @@ def _read_bytes(image: str | os.PathLike, name: str, timeout: float | None) -> b
                 raise FileNotFoundError
             return content
         return Path(image).read_bytes()
-    except (binascii.Error, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:  # the former where it is no base64 either
         raise ValueError(f"Cannot find {name}: there is no such file.") from error
     except IsADirectoryError as error:
         raise ValueError(f"Expected a picture file, but {name} is a folder. Give the files in it.") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise ValueError(f"Cannot read {name}: {error}.") from error
 
 

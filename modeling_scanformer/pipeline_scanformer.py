@@ -20,7 +20,7 @@ from typing import Any
 
 import PIL.Image
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers.pipelines.base import Pipeline, no_collate_fn
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
@@ -61,7 +61,7 @@ class VisualGroundingPipeline(Pipeline):
         Args:
             image:
                 A picture (path, URL or PIL image), a dict with the keys `"image"` and `"text"`, or many of either: a
-                list, a generator or a Dataset.
+                list, a generator or a Dataset, of PyTorch or of the `datasets` library.
             text (`str` or `list[str]`, *optional*):
                 One or several expressions to ground in every picture. Not needed where dicts bring their own.
             threshold (`float`, *optional*):
@@ -88,6 +88,8 @@ class VisualGroundingPipeline(Pipeline):
             return []
         if text is not None:
             kwargs["text"] = text
+        if hasattr(image, "column_names"):  # of the `datasets` library: not what the parent takes for a data set
+            image = Subset(image, range(len(image))) if isinstance(image, Sized) else (row for row in image)
         return super().__call__(image, **kwargs)
 
     def _sanitize_parameters(
@@ -107,8 +109,9 @@ class VisualGroundingPipeline(Pipeline):
             if "image" not in inputs:
                 raise ValueError(f"Expected a dict with the keys 'image' and 'text', got {sorted(inputs)}.")
             inputs, text = inputs["image"], inputs.get("text", text)
-        if not text:
+        if text is None:
             raise ValueError('There is no expression to ground. Say what is meant: pipe(image, text="the red cup").')
+        self.processor.check_text(text)
         image = read_image(inputs, timeout=timeout)
         return {
             "pyramid": dict(self.processor.image_processor(image, return_tensors="pt")),

@@ -86,7 +86,7 @@ class ScanFormerProcessor(ProcessorMixin):
             raise ValueError("`boxes` need the pictures they belong to.")
         unbatched = isinstance(text, str) and images is None
         images = None if images is None else flatten_images(images)
-        text = None if text is None else self._check_text(text)
+        text = None if text is None else self.check_text(text)
         boxes = None if boxes is None else _as_list(boxes)
         for name, pairs in {"expressions": text, "boxes": boxes}.items():
             if images is not None and pairs is not None and len(images) != len(pairs):
@@ -112,7 +112,7 @@ class ScanFormerProcessor(ProcessorMixin):
         return BatchFeature(features, tensor_type=kwargs["text_kwargs"].get("return_tensors"))
 
     @staticmethod
-    def _check_text(text: str | list[str]) -> list[str]:
+    def check_text(text: str | list[str]) -> list[str]:
         try:
             text = [text] if isinstance(text, str) else list(text)
         except TypeError as error:

@@ -324,6 +324,11 @@ def test_urls_and_base64(monkeypatch):
         read_image("https://example.org/a.png", timeout=1.5)
 
 
+def test_malformed_urls():
+    with pytest.raises(ValueError, match="Cannot read the picture 'http://example.org:port/a.png': Invalid port"):
+        read_image("http://example.org:port/a.png")
+
+
 def test_very_large_picture():
     assert process(PIL.Image.new("L", (20_000, 40)))["spatial_shapes"].tolist() == [[[1, 2], [2, 4], [4, 8]]]
 
@@ -362,7 +367,7 @@ def test_files_that_are_no_pictures(tmp_path, as_string):
     refuse(tmp_path, "is a folder")
 
 
-@pytest.mark.parametrize("source", ["", "missing", "aaaa", "a.png", "\0", "data:image/png;base64,####"])
+@pytest.mark.parametrize("source", ["", "missing", "aaaa", "a.png", "tür.png", "\0", "data:image/png;base64,####"])
 def test_strings_that_are_no_pictures(source):
     with pytest.raises(ValueError, match="Cannot find the picture .*: there is no such file"):
         read_image(source)

@@ -1,5 +1,6 @@
 """pipeline("visual-grounding"), its inputs and outputs, and Transformers' own detection pipeline on a ScanFormer."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,9 @@ def test_every_kind_of_input_gives_the_same_answers(pipe, tmp_path):
     assert_answers_equal(list(pipe((image for image in images), text="red")), expected)
     assert_answers_equal(list(pipe(Pictures())), expected)
     assert_answers_equal(list(pipe(Pictures(), num_workers=1, batch_size=2)), expected)
+    rows = datasets.Dataset.from_dict({"image": images, "text": ["red"] * 3})
+    assert_answers_equal(list(pipe(rows, batch_size=2)), expected)
+    assert_answers_equal(list(pipe(rows.to_iterable_dataset(), batch_size=2)), expected)
     assert pipe([], text="red") == []
 
 
@@ -130,7 +134,8 @@ def test_what_is_wrong_is_said(pipe, tmp_path):
         ((str(tmp_path / "broken.png"), "red"), "broken.png"),
         ((str(tmp_path / "missing.png"), "red"), "missing.png"),
         ((image, None), "no expression"),
-        ((image, ""), "no expression"),
+        ((image, ""), "empty"),
+        ((image, 5), "got a int"),
         ((image, []), "no expression"),
         ((image, "  "), "empty"),
         ((image, ["red", ""]), "empty"),
