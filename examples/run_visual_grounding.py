@@ -255,7 +255,7 @@ def train(args: Arguments):
             f"The training data, {len(train_dataset)} samples, do not fill one batch of {args.per_device_train_batch_size} "
             "for every process: lower --per_device_train_batch_size."
         )
-    unwrapped = accelerator.unwrap_model(model)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     if isinstance(unwrapped, PeftModel):
         keep_trained_weights(accelerator, unwrapped)
     # where FSDP shards the model, weights come together for it as they do for `forward`; otherwise nothing happens
