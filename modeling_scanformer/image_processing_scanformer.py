@@ -410,31 +410,33 @@ class ScanFormerImageProcessor(PilBackend):
     def post_process_visual_grounding(
         self,
         outputs,
-        target_sizes: "torch.Tensor | list[tuple[int, int]]",
+        target_sizes: "torch.Tensor | list[tuple[int, int]] | None" = None,
         threshold: float | None = None,
         text: list[str] | None = None,
     ) -> list[dict]:
         """
-        Turn relative boxes into pixel boxes of the original pictures.
+        Turn the model's boxes into corners, in pixels of the original pictures.
 
         Args:
             outputs ([`ScanFormerVisualGroundingOutput`]):
                 Outputs of the model.
-            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`):
-                (height, width) of every upright picture, in pixels.
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`, *optional*):
+                (height, width) of every upright picture, in pixels. Without, boxes stay relative.
             threshold (`float`, *optional*):
                 Leave out boxes whose score is lower.
             text (`list[str]`, *optional*):
                 The expressions, to be returned with the boxes.
 
         Returns:
-            `list[dict]`: per pair `"boxes"` of shape `(1, 4)`, or `(0, 4)` below the threshold, as (x0, y0, x1, y1) in
-            pixels, clamped to the picture; `"scores"` of shape `(1,)` or `(0,)`; and `"text"`, the expression or `None`.
+            `list[dict]`: per pair `"boxes"` of shape `(1, 4)`, or `(0, 4)` below the threshold, as (x0, y0, x1, y1),
+            clamped to the picture; `"scores"` of shape `(1,)` or `(0,)`; and `"text"`, the expression or `None`.
 
         Raises:
             ValueError: if the numbers of boxes, sizes and expressions differ.
         """
         batch_size = len(outputs.pred_boxes)
+        if target_sizes is None:
+            target_sizes = [(1, 1)] * batch_size
         text = [text] if isinstance(text, str) else text
         if len(target_sizes) != batch_size or (text is not None and len(text) != batch_size):
             raise ValueError(
@@ -471,8 +473,6 @@ class ScanFormerImageProcessor(PilBackend):
         Returns:
             `list[dict]`: per pair `"boxes"`, `"scores"` and `"labels"`, the latter always 0.
         """
-        if target_sizes is None:
-            target_sizes = [(1, 1)] * len(outputs.pred_boxes)
         results = self.post_process_visual_grounding(outputs, target_sizes, threshold)
         return [
             {"boxes": r["boxes"], "scores": r["scores"], "labels": torch.zeros_like(r["scores"], dtype=torch.long)}

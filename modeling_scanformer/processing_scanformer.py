@@ -175,7 +175,7 @@ class ScanFormerProcessor(ProcessorMixin):
             labels.append([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
         return torch.tensor(labels, dtype=torch.float32)
 
-    def post_process_visual_grounding(self, outputs, target_sizes, threshold=None, text=None) -> list[dict]:
+    def post_process_visual_grounding(self, outputs, target_sizes=None, threshold=None, text=None) -> list[dict]:
         """See [`ScanFormerImageProcessor.post_process_visual_grounding`]."""
         return self.image_processor.post_process_visual_grounding(outputs, target_sizes, threshold, text)
 

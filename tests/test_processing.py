@@ -186,8 +186,12 @@ def test_results(processor):
     detected = processor.image_processor.post_process_object_detection(outputs, 0.5, [(10, 20)] * 2)
     assert [result["labels"].tolist() for result in detected] == [[], [0]]
     assert torch.equal(detected[1]["boxes"], high["boxes"])
-    relative = processor.image_processor.post_process_object_detection(outputs)
-    assert relative[0]["boxes"].tolist() == [[0.25, 0.25, 0.75, 0.75]]
+    # relative, where the pictures' sizes are not given
+    for relative in (
+        processor.post_process_visual_grounding(outputs),
+        processor.image_processor.post_process_object_detection(outputs),
+    ):
+        assert relative[0]["boxes"].tolist() == [[0.25, 0.25, 0.75, 0.75]]
 
 
 def test_results_in_half_precision(processor):

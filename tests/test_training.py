@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import run_visual_grounding
@@ -90,11 +91,19 @@ def assert_same_files(folder, expected, name="model.safetensors"):
     assert [key for key in expected if not torch.equal(weights[key], expected[key])] == []
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path, compiled):
+    compilations = Mock(wraps=torch.compile)
+    monkeypatch.setattr(torch, "compile", compilations)
+    if compiled:  # as `accelerate launch` says it; without code generation, which takes minutes
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+        monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+        monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
     options = {"selection_warmup_steps": 1, "selection_anneal_steps": 2}
     losses, lines = train(monkeypatch, untrained, tmp_path / "whole", **options)
     assert sorted(losses) == [1, 2, 3, 4]
     assert [line["eval_num_samples"] for line in lines if "eval_num_samples" in line] == [4]
+    assert compilations.called == compiled
 
     # as if killed after the second step: its checkpoint is there, a later one was half written
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
