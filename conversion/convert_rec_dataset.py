@@ -34,6 +34,8 @@ from typing import Literal
 
 import datasets
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -41,7 +43,7 @@ from transformers import HfArgumentParser
 from .masks import encode_mask
 from .pictures import PictureSource
 from .rec_formats import FORMATS
-from .rec_formats.records import SEVERAL_TARGETS, FormatError, Problem, ReadOptions, Record, RecordError
+from .rec_formats.records import MALFORMED, SEVERAL_TARGETS, FormatError, Problem, ReadOptions, Record, RecordError
 from .shards import ShardWriter
 from .splits import compare_with_known
 
@@ -150,7 +152,7 @@ class RowMaker:
         if self.last is None or self.last[0] != picture:
             if isinstance(picture, str) and self.pictures is None:
                 raise ConversionError(f"The data name their pictures ({picture}); say with --images where they are.")
-            content = self.pictures.read(picture) if isinstance(picture, str) else picture
+            content = self.pictures.read(self.pictures.find(picture)) if isinstance(picture, str) else picture
             try:
                 with Image.open(BytesIO(content)) as image:
                     image.load()
@@ -182,6 +184,8 @@ def read_all(form: str, files: list[str], options: ReadOptions) -> Iterator[Reco
             yield from FORMATS[form].read_records(file, options)
         except FormatError as error:
             yield Problem("unreadable file", "", str(error))
+        except MALFORMED as error:
+            yield Problem("unreadable file", "", f"{file}: not as its form has it: {type(error).__name__}: {error}")
 
 
 def fingerprint(form: str, files: list[str]) -> list[dict]:
@@ -208,8 +212,10 @@ def convert(args: Arguments) -> ShardWriter:
     Raises:
         ConversionError: at bad input that isn't to be skipped, or if nothing could be converted.
         FormatError: if no file of the form is found.
-        ValueError: if output or images are not what they should be.
+        ValueError: if the repository's name is none, or output or images are not what they should be.
     """
+    if args.push_to_hub is not None:
+        validate_repo_id(args.push_to_hub)
     options = ReadOptions(split=args.split, source=args.source, split_by=args.split_by)
     files = [file for path in args.annotations for file in FORMATS[args.format].find_files(path, options)]
     pictures = None if args.images is None else PictureSource(args.images)
@@ -298,10 +304,10 @@ def main():
             print("\n".join(lines))
             if not agrees:
                 raise ConversionError("The counts are not the genuine data set's.")
-    except (ConversionError, FormatError, OSError, ValueError) as error:
+        if args.push_to_hub is not None:
+            push(folder, args.push_to_hub)
+    except (ConversionError, FormatError, HTTPError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    if args.push_to_hub is not None:
-        push(folder, args.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ from .pictures import PictureSource
 from .rec_formats.records import RecordError, coco_id
 
 
+# What is read of a converted data set.
+COLUMNS = ["image", "image_id", "split"]
+
+
 @dataclass
 class Arguments:
     train: list[str] = field(metadata={"help": "Converted data sets, or folders or zip files of pictures."})
@@ -71,14 +75,42 @@ def picture_id(file_name: str | None, image_id: str | None) -> str:
     return coco_id(file_name) or PurePosixPath(file_name).name
 
 
+def try_to_hash(name: str, content: bytes) -> np.ndarray | None:
+    """The hash of a picture, or a line that says that there is none."""
+    try:
+        return perceptual_hash(content)
+    # Pillow's decoders raise what they like
+    except Exception as error:
+        tqdm.write(f"{name} is compared by its id only, as it can't be decoded: {error}", file=sys.stderr)
+        return None
+
+
+def data_files(folder: str) -> list[Path]:
+    return sorted((Path(folder) / "data").glob("*.parquet"))
+
+
+def is_converted(path: str) -> bool:
+    return bool(data_files(path))
+
+
+def check_converted(folder: str):
+    """
+    Raises:
+        ValueError: if a folder is no converted data set.
+    """
+    if not is_converted(folder):
+        raise ValueError(f"{folder} is no converted data set: no parquet file in its folder data.")
+    for file in data_files(folder):
+        missing = set(COLUMNS) - set(pq.read_schema(file).names)
+        if missing:
+            raise ValueError(f"{folder} is no converted data set: {file.name} lacks the columns {sorted(missing)}.")
+
+
 def iterate_rows(folder: str) -> Iterator[tuple[str, str, bytes]]:
     """Split, id and contents of each picture of a converted data set."""
     seen = set()
-    files = sorted((Path(folder) / "data").glob("*.parquet"))
-    if not files:
-        raise ValueError(f"{folder} is no converted data set: no parquet file in its folder data.")
-    for file in tqdm(files, desc=folder, disable=None):
-        for batch in pq.ParquetFile(file).iter_batches(64, columns=["image", "image_id", "split"]):
+    for file in tqdm(data_files(folder), desc=folder, disable=None):
+        for batch in pq.ParquetFile(file).iter_batches(64, columns=COLUMNS):
             for row in batch.to_pylist():
                 name = picture_id(row["image"]["path"], row["image_id"])
                 if (row["split"], name) not in seen:
@@ -88,14 +120,13 @@ def iterate_rows(folder: str) -> Iterator[tuple[str, str, bytes]]:
 
 def iterate_pictures(path: str) -> Iterator[tuple[str, bytes]]:
     """Id and contents of the pictures below a folder or in a zip file; other files are passed over."""
-    source = PictureSource(path)
-    for name in tqdm(source.names(), desc=path, disable=None):
-        if PurePosixPath(name).suffix.lower() in Image.registered_extensions():
-            yield picture_id(name, None), source.read(name)
+    source, endings = PictureSource(path), Image.registered_extensions()
+    names = [name for name in source.names() if PurePosixPath(name).suffix.lower() in endings]
+    return ((picture_id(name, None), source.read(name)) for name in tqdm(names, desc=path, disable=None))
 
 
 def iterate_training(path: str, split: str) -> Iterator[tuple[str, bytes]]:
-    if (Path(path) / "data").is_dir() and any((Path(path) / "data").glob("*.parquet")):
+    if is_converted(path):
         return ((name, content) for found, name, content in iterate_rows(path) if found == split)
     return iterate_pictures(path)
 
@@ -114,18 +145,26 @@ def find_leaks(train: list[str], evaluation: list[str], train_split: str, distan
         distance (`int`):
             Bits by which two hashes of one picture may differ.
 
+    Raises:
+        ValueError: if one of them is no set of pictures; before any picture is read.
+
     Returns:
         `dict[str, dict]`: for each set and split the number of `pictures`, and the ids of those that occur in the
         training set with the `same_id`, and of those that have the `same_look` (with the training picture's id).
     """
-    ids, hashes = [], []
-    for path in train:
-        for name, content in iterate_training(path, train_split):
-            ids.append(name)
-            hashes.append(perceptual_hash(content))
+    for folder in evaluation + [path for path in train if is_converted(path)]:
+        check_converted(folder)
+    known, ids, hashes = set(), [], []
+    for pictures in [iterate_training(path, train_split) for path in train]:
+        for name, content in pictures:
+            known.add(name)
+            look = try_to_hash(name, content)
+            if look is not None:
+                ids.append(name)
+                hashes.append(look)
     if not ids:
         raise ValueError(f"No picture to train on in {train}.")
-    known, hashes = set(ids), np.stack(hashes)  # (number, 2)
+    hashes = np.stack(hashes)  # (number, 2)
     report = {}
     for folder in evaluation:
         for split, name, content in iterate_rows(folder):
@@ -135,7 +174,10 @@ def find_leaks(train: list[str], evaluation: list[str], train_split: str, distan
             entry["pictures"] += 1
             if name in known:
                 entry["same_id"].append(name)
-            differences = np.bitwise_count(hashes ^ perceptual_hash(content)).sum(axis=1, dtype=np.int64)
+            look = try_to_hash(name, content)
+            if look is None:
+                continue
+            differences = np.bitwise_count(hashes ^ look).sum(axis=1, dtype=np.int64)
             nearest = int(differences.argmin())
             if differences[nearest] <= distance:
                 entry["same_look"][name] = ids[nearest]
@@ -144,6 +186,8 @@ def find_leaks(train: list[str], evaluation: list[str], train_split: str, distan
 
 def main():
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if args.output is not None and not Path(args.output).absolute().parent.is_dir():
+        sys.exit(f"There is no folder for --output {args.output}.")
     try:
         report = find_leaks(args.train, args.evaluation, args.train_split, args.distance)
     except (OSError, RecordError, ValueError) as error:

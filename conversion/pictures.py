@@ -69,8 +69,8 @@ class PictureSource:
             raise RecordError("two pictures with one name", f"{self.path} has {' and '.join(found)} for {name}")
         return found[0]
 
-    def read(self, name: str) -> bytes:
-        path = self.find(name)
+    def read(self, path: str) -> bytes:
+        """The contents of a picture, given its whole path below the folder: one of `names`, or what `find` gives."""
         try:
             return (self.path / path).read_bytes() if self.archive is None else self.archive.read(path)
         # zlib.error and struct.error come through as they are

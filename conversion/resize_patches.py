@@ -21,6 +21,7 @@ to be learned again, as things cover other numbers of patches; what words look l
 resizes patches in the same sense, to any size.)
 """
 
+import copy
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +86,9 @@ def resize_patches(
     config = type(model.config).from_dict({**model.config.to_dict(), "patch_size": patch_size})
     resized = ScanFormerForVisualGrounding(config).to(model.dtype)
     resized.load_state_dict(weights)
+    # but for the rule: it was calibrated on another model
+    resized.generation_config = copy.deepcopy(model.generation_config)
+    resized.generation_config.early_exit_rule = None
     image_processor = processor.image_processor
     edge = image_processor.size["longest_edge"] if longest_edge is None else longest_edge
     unit = patch_size * 2 ** (config.num_scales - 1)

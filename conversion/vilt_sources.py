@@ -47,6 +47,8 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt")
 # Settings of an image processor that say what a pixel means, and so belong to the patch projection.
 PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
 
+PIXEL_SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
+
 # Width of an attention head in every published ViT, for checkpoints that do not say.
 HEAD_SIZE = 64
 
@@ -391,8 +393,10 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 
 
 def read_pixel_settings(name: str) -> dict:
+    if not any(find_file(name, file) for file in PIXEL_SETTINGS_FILES):
+        return {}
     try:
         settings, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except OSError:
-        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the settings of the image processor in {name}: {error}") from error
     return {key: settings[key] for key in PIXEL_SETTINGS if settings.get(key) is not None}

@@ -18,6 +18,7 @@ import sys
 import zipfile
 from collections import Counter
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -324,6 +325,66 @@ def test_a_last_line_that_is_cut_off(tmp_path, images, capsys, form, suffix):
     writer = convert(arguments(tmp_path, images, files, format=form, on_error="skip"))
     assert writer.counts["train"]["converted"] == 5
     assert f"{train}, line 6" in capsys.readouterr().err
+
+
+def spoil_annotation_id(content):
+    del content["annotations"][1]["image_id"]
+
+
+def spoil_image_id(content):
+    del content["images"][1]["id"]
+
+
+def spoil_sample(content):
+    content[1] = "a sample"
+
+
+def spoil_dataset(content):
+    del content[1]["dataset"]
+
+
+@pytest.mark.parametrize(
+    "form, spoil",
+    [
+        ("mdetr", spoil_annotation_id),
+        ("mdetr", spoil_image_id),
+        ("vlm-r1", spoil_sample),
+        ("vlm-r1", spoil_dataset),
+    ],
+)
+def test_one_entry_that_its_form_does_not_know(tmp_path, images, form, spoil):
+    files = WRITERS[form][0](tmp_path / "source")
+    (file,) = (Path(file) for file in files if "train" in file)
+    content = json.loads(file.read_text())
+    spoil(content)
+    # a name that doesn't tell the split, so that the samples have to
+    file = file.rename(file.with_name("mini.json") if form == "vlm-r1" else file)
+    file.write_text(json.dumps(content))
+    writer = convert(arguments(tmp_path, images, [str(file)], format=form, on_error="skip"))
+    assert sum(counts["converted"] for counts in writer.counts.values()) == 5
+    assert sum(counts["malformed record"] for counts in writer.counts.values()) == 1
+
+
+def test_an_odvg_line_that_is_not_utf8(tmp_path, images):
+    (file,) = (Path(file) for file in WRITERS["odvg"][0](tmp_path / "source") if "train" in file)
+    first, second, *rest = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second.replace(b'"caption": "', b'"caption": "caf\xe9 ') + b"".join(rest))
+    writer = convert(arguments(tmp_path, images, [str(file)], format="odvg", on_error="skip"))
+    assert writer.counts["train"] == {"converted": 5, "malformed record": 1}
+
+
+def test_an_index_that_its_form_does_not_know(tmp_path, images):
+    files = WRITERS["mdetr"][0](tmp_path / "source")
+    content = json.loads(Path(files[0]).read_text())
+    Path(files[0]).write_text(json.dumps({**content, "categories": 5}))
+    with pytest.raises(ConversionError, match=f"unreadable file: {files[0]}: not as its form has it"):
+        convert(arguments(tmp_path, images, files, format="mdetr"))
+
+
+def test_the_name_to_push_to_is_checked_first(tmp_path, images):
+    with pytest.raises(ValueError, match="Repo id"):
+        convert(arguments(tmp_path, images, push_to_hub="bad name!/x"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["mdetr", "vlm-r1", "refer"])

@@ -646,6 +646,10 @@ def test_damaged_sources(tmp_path):
         config.write_text(json.dumps(settings | changes))
         assert message in error_of(source, none), changes
     config.write_text(json.dumps(settings))
+    processor = (source / "processor_config.json").read_text()
+    (source / "processor_config.json").write_text(processor[: len(processor) // 2])
+    assert "the image processor in" in error_of(source, none)
+    (source / "processor_config.json").write_text(processor)
     (source / "tokenizer.json").write_text("{")
     assert "the tokenizer in" in error_of(source, none)
     config.write_text("{")

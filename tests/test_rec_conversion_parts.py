@@ -15,15 +15,27 @@
 
 import json
 import pickle
+import shutil
 import sys
 from collections import OrderedDict
 from io import BytesIO
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from rec_miniature import arguments, compress, make_instances, python2_pickle, render, write_images, write_refer
+from rec_miniature import (
+    arguments,
+    compress,
+    file_name,
+    make_instances,
+    python2_pickle,
+    render,
+    write_images,
+    write_refer,
+)
 
 from conversion import convert_rec_dataset, leakage, splits
 from conversion.convert_rec_dataset import ConversionError, convert
@@ -161,6 +173,39 @@ def test_pictures_that_train_and_test_are_found(tmp_path, images, monkeypatch, c
     leakage.main()
     assert "val: 0 of 1 pictures" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())[f"{out} testA"]["pictures"] == 1
+
+
+def test_pictures_that_cannot_be_decoded_are_compared_by_id(tmp_path, images, capsys):
+    convert(arguments(tmp_path, images))
+    training = tmp_path / "training"
+    shutil.copytree(images, training / "backup")
+    (training / "000000000300.jpg").write_bytes(b"cut off")
+    (training / "notes.pdf").write_bytes(b"%PDF")
+    (training / "a.jpg").write_bytes((images / file_name(4123)).read_bytes())
+    shutil.copy(training / "a.jpg", training / "backup" / "a.jpg")
+    out = str(tmp_path / "out")
+    report = leakage.find_leaks([str(training)], [out], "train", 6)
+    assert report[f"{out} val"]["same_id"] == ["300"]
+    errors = capsys.readouterr().err
+    assert "300 is compared by its id only" in errors and "notes.pdf is compared by its id only" in errors
+
+
+def test_leakage_looks_at_its_arguments_first(tmp_path, images, monkeypatch):
+    convert(arguments(tmp_path, images))
+    monkeypatch.setattr(leakage, "perceptual_hash", lambda content: pytest.fail("pictures were read"))
+    (tmp_path / "scenes" / "data").mkdir(parents=True)
+    pq.write_table(pa.table({"image": [1]}), tmp_path / "scenes" / "data" / "train-0.parquet")
+    for train, evaluation, message in (
+        (images, "nowhere", "nowhere is no converted data set"),
+        (images, tmp_path / "scenes", r"lacks the columns \['image_id', 'split'\]"),
+        (tmp_path / "nowhere", tmp_path / "out", "no folder or zip file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            leakage.find_leaks([str(images), str(train)], [str(evaluation)], "train", 6)
+    command = f"leakage --train {images} --evaluation {tmp_path / 'out'} --output {tmp_path / 'no' / 'report.json'}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match="no folder for --output"):
+        leakage.main()
 
 
 def test_leakage_needs_data(tmp_path, images):

@@ -1,11 +1,13 @@
 """Another patch size: the model sees its patches as it saw those of the old size."""
 
+import shutil
+
 import pytest
 import torch
 from tiny import save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
 
 from conversion.resize_patches import main, resize_patch_projection, resize_patches
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
 
 
 def scaled_patches(pixel_values: torch.Tensor, patch_size: int, ratio: int) -> torch.Tensor:
@@ -33,10 +35,13 @@ def test_a_patch_looks_as_it_did_at_the_old_size(size, new_size, tmp_path):
 
 
 def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
-    main(str(checkpoint), tmp_path / "out", patch_size=1)
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    ScanFormerGenerationConfig(token_budget=0.5, max_scales=3).save_pretrained(source)
+    main(str(source), tmp_path / "out", patch_size=1)
     model = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")
     processor = ScanFormerProcessor.from_pretrained(tmp_path / "out")
     assert model.config.patch_size == 1 and processor.image_processor.size["longest_edge"] == 24
+    assert (model.generation_config.token_budget, model.generation_config.max_scales) == (0.5, 3)
     inputs = tiny_inputs(model.config, dtype=torch.float32)
     assert model.generate(**take_row(inputs, 0, 3)).scale_boxes.shape == (1, 3, 4)
 

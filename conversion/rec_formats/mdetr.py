@@ -15,6 +15,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from operator import itemgetter
 
 from .records import (
     SEVERAL_TARGETS,
@@ -22,6 +23,7 @@ from .records import (
     ReadOptions,
     Record,
     attempt,
+    by_id,
     corners,
     demand,
     expand_folder,
@@ -40,12 +42,16 @@ def find_files(path: str, options: ReadOptions) -> list[str]:
 def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
     content = load_json(path)
     demand(isinstance(content, dict) and all(content.get(key) for key in ("images", "annotations")), path, FORM)
-    demand("caption" in content["images"][0], path, FORM)
+    demand(isinstance(content["images"], list) and "caption" in content["images"][0], path, FORM)
     split = split_of_file(path, options)
-    categories = {category["id"]: category["name"] for category in content.get("categories", ())}
+    categories = by_id(content.get("categories", ()))
     annotations = defaultdict(list)
-    for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
+    for number, annotation in enumerate(content["annotations"]):
+        image_id = attempt(split, f"{path}, annotation {number}", itemgetter("image_id"), annotation)
+        if isinstance(image_id, Problem):
+            yield image_id
+        else:
+            annotations[image_id].append(annotation)
 
     def record_of(image: dict, where: str) -> Record:
         annotation = annotations[image["id"]][0]
@@ -60,13 +66,17 @@ def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
             size=(image["width"], image["height"]),
             image_id=str(image["original_id"]),
             sentence_id=str(image["id"]),
-            category=categories.get(annotation["category_id"]),
+            category=categories.get(annotation["category_id"], {}).get("name"),
             segmentation=annotation.get("segmentation"),
         )
 
-    for image in content["images"]:
-        where = f"{path}, image entry {image.get('id')}"
-        found = annotations[image.get("id")]
+    for number, image in enumerate(content["images"]):
+        where = f"{path}, image entry {number}"
+        image_id = attempt(split, where, itemgetter("id"), image)
+        if isinstance(image_id, Problem):
+            yield image_id
+            continue
+        where, found = f"{path}, image entry {image_id}", annotations.get(image_id, [])
         if not found:
             yield Problem("no annotation", split, f"{where}: it has no annotation")
         elif len(found) > 1:

@@ -47,20 +47,20 @@ def find_files(path: str, options: ReadOptions) -> list[str]:
 def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
     split = split_of_file(path, options)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 yield from _read_line(line, number, path, split, options)
     except OSError as error:
         raise FormatError(f"{path}: {error}") from error
 
 
-def _read_line(line: str, number: int, path: str, split: str, options: ReadOptions) -> Iterator[Record | Problem]:
+def _read_line(line: bytes, number: int, path: str, split: str, options: ReadOptions) -> Iterator[Record | Problem]:
     where = f"{path}, line {number}"
     try:
         entry = json.loads(line)
     except ValueError as error:
         demand(number > 1, path, FORM)
-        yield Problem("malformed record", split, f"{where}: not a whole line of JSON: {error}")
+        yield Problem("malformed record", split, f"{where}: not a whole line of JSON in UTF-8: {error}")
         return
     demand(number > 1 or (isinstance(entry, dict) and "filename" in entry and "grounding" in entry), path, FORM)
     source = options.source or Path(path).stem

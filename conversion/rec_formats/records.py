@@ -98,6 +98,10 @@ class FormatError(Exception):
     """A file that can't be read, or not as the form that was stated."""
 
 
+# What reading an entry raises that lacks what its form has.
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
 @dataclass
 class ReadOptions:
     """
@@ -158,6 +162,11 @@ def demand(condition: bool, path: str, form: str):
         raise FormatError(f"{path}: not of the form {form}.")
 
 
+def by_id(entries: list[dict]) -> dict:
+    """Entries by their id. What has none can't be referred to, and whatever should have is reported where it does."""
+    return {entry["id"]: entry for entry in entries if isinstance(entry, dict) and "id" in entry}
+
+
 def expand_folder(path: str, patterns: tuple[str, ...]) -> list[str]:
     """A file, or the files of a folder that a form may be in."""
     if not Path(path).is_dir():
@@ -172,5 +181,5 @@ def attempt(split: str, where: str, function, *args):
     """What `function(*args)` returns; if the record lacks what its form has, a [`Problem`] instead."""
     try:
         return function(*args)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (FormatError, *MALFORMED) as error:
         return Problem("malformed record", split, f"{where}: {type(error).__name__}: {error}")

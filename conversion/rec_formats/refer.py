@@ -29,6 +29,7 @@ from .records import (
     ReadOptions,
     Record,
     attempt,
+    by_id,
     corners,
     demand,
     load_json,
@@ -60,9 +61,7 @@ def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
     instances = load_json(instances_file)
     keys = ("images", "annotations", "categories")
     demand(isinstance(instances, dict) and all(key in instances for key in keys), instances_file, FORM)
-    images = {image["id"]: image for image in instances["images"]}
-    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
-    categories = {category["id"]: category["name"] for category in instances["categories"]}
+    images, annotations, categories = (by_id(instances[key]) for key in keys)
     split_by = re.search(r"\((\w+)\)", Path(path).name)
     source = options.source or "_".join([Path(path).resolve().parent.name, *(split_by.groups() if split_by else ())])
 
@@ -127,7 +126,7 @@ def _targets(ref: dict, annotations: dict, categories: dict) -> list[dict]:
     return [
         {
             "box": corners(annotations[annotation_id]["bbox"]),
-            "category": categories.get(annotations[annotation_id]["category_id"]),
+            "category": categories.get(annotations[annotation_id]["category_id"], {}).get("name"),
             "segmentation": annotations[annotation_id].get("segmentation"),
         }
         for annotation_id in ids

@@ -42,20 +42,27 @@ def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
     demand(all(key in samples[0] for key in ("image", "normal_caption", "solution")), path, FORM)
     for number, sample in enumerate(samples):
         where = f"{path}, sample {number}"
-        dataset = str(sample.get("dataset", ""))
-        # "dataset" is "refcoco_val" or the like, and more to be trusted than the file's name
-        split = split_of_file(f"{Path(path).stem}_{dataset}", options)
-        yield attempt(split, where, _record, sample, where, split, options.source or dataset or Path(path).stem)
+        split = attempt("", where, _split, sample, path, options)
+        yield (
+            split
+            if isinstance(split, Problem)
+            else attempt(split, where, _record, sample, where, split, path, options)
+        )
 
 
-def _record(sample: dict, where: str, split: str, source: str) -> Record:
+def _split(sample: dict, path: str, options: ReadOptions) -> str:
+    # "dataset" is "refcoco_val" or the like, and more to be trusted than the file's name
+    return split_of_file(f"{Path(path).stem}_{sample.get('dataset', '')}", options)
+
+
+def _record(sample: dict, where: str, split: str, path: str, options: ReadOptions) -> Record:
     return Record(
         where=where,
         split=split,
         expression=sample["normal_caption"],
         box=None if sample["solution"] is None else tuple(float(value) for value in sample["solution"]),
         picture=sample["image"],
-        source=source,
+        source=options.source or str(sample.get("dataset") or Path(path).stem),
         size=(sample["width"], sample["height"]),
         image_id=name_id(sample["image"]),
     )
