@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 import modeling_scanformer
+from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
 # Without these, a line is no prediction; see `grounding.evaluation.predict`.
@@ -104,6 +105,7 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
     details = {
         "skipped": [str(problem) for problem in problems],
         "num_parameters": model.num_parameters(),
+        "fingerprint": fingerprint(model),
         "longest_edge": processor.image_processor.size["longest_edge"],
         "device": describe_device(accelerator),
     }

@@ -116,8 +116,8 @@ def read_metadata(path: Path) -> CardMetadata:
         raise PublishError(f"There is no {path}. Write one with the fields {needed}; see CardMetadata in {__file__}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise PublishError(f"{path} is not YAML: {error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PublishError(f"{path} is not YAML in UTF-8: {error}") from error
     try:
         return CardMetadata(**values)
     except (StrictDataclassError, TypeError) as error:

@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 
-# A percentage or a decimal fraction, standing by itself: not part of a name (Acc@0.5), a version (5.23.0) or a range.
+# A percentage or a decimal fraction: not part of a name (Acc@0.5:0.95, Apache-2.0) or a version (5.23.0).
 FIGURE = re.compile(
-    r"(?<![\w.@:/=-])(?P<percent>\d*\.?\d+)\s?(?:%|per\s?cent\b)"
-    r"|(?<![\w.@:/=-])(?P<decimal>\d*\.\d+)(?!\w|[.:]\d)"
+    r"(?<![\w.@/])(?P<percent>\d*\.?\d+)\s?(?:%|per\s?cent\b)"
+    r"|(?<![\w.@/])(?<![A-Za-z]-)(?<!\d:)(?P<decimal>\d*\.\d+)(?!\w|[.:]\d)"
 )
 NO_PROSE = re.compile(r"`[^`]*`|https?://\S+|\]\([^)]*\)|arXiv[: ]\d{4}\.\d{5}", re.IGNORECASE)
 # Percentages of shares; decimals as they are, of shares in percent, in millions, in billions.

@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -72,7 +72,9 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 @dataclass
 class PublishDatasetArguments:
     repo_id: str = field(metadata={"help": "Repository on the Hub, ORG/NAME."})
-    output: str = field(metadata={"help": "Folder for the repository: empty, or left by the same command before."})
+    output: str = field(
+        metadata={"help": "Folder for the repository: empty, or written whole by the same command before."}
+    )
     num_samples: int = field(metadata={"help": "Number of samples of train."})
     num_test_samples: int = field(default=1000, metadata={"help": "Number of samples of every other split."})
     level: str = field(
@@ -252,10 +254,19 @@ def _is_written(folder: Path, arguments: PublishDatasetArguments) -> bool:
     """Whether a folder holds the whole repository: its card, written last, says what the files were made from."""
     card = folder / "README.md"
     if card.is_file() and _command(arguments) in card.read_text(encoding="utf-8"):
+        for split in DESCRIPTIONS:
+            files = (folder / "data").glob(f"{split.replace('-', '_')}-*.parquet")
+            found, wanted = sum(pq.read_metadata(file).num_rows for file in files), _num_samples(arguments, split)
+            if found != wanted:
+                raise ValueError(
+                    f"{folder} has lost files: {found} of the {wanted} samples of {split} are there. Empty it and write "
+                    "it again"
+                )
         return True
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(
-            f"{folder} holds something else than what this command makes: empty it or choose another --output"
+            f"{folder} holds something else than what this command makes, or what was made before it was stopped: empty "
+            "it or choose another --output"
         )
     return False
 
@@ -264,8 +275,12 @@ def _prepare_remote(api: HfApi, arguments: PublishDatasetArguments) -> None:
     """Find out that the push will be allowed, before the samples are made."""
     try:
         api.whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"the Hub doesn't know who you are: run `hf auth login` or set HF_TOKEN ({error})") from error
+    except OfflineModeIsEnabled as error:
+        raise ValueError("HF_HUB_OFFLINE is set: unset it to push, or use --dry_run") from error
+    except (LocalTokenNotFoundError, HTTPError) as error:
+        raise ValueError(
+            f"the Hub cannot be reached or doesn't know who you are: run `hf auth login` or set HF_TOKEN ({error})"
+        ) from error
     try:
         info = api.dataset_info(arguments.repo_id)
     except RepositoryNotFoundError:

@@ -21,13 +21,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from modeling_scanformer import ScanFormerForVisualGrounding
+from modeling_scanformer.early_exit_scanformer import has_fingerprint
+
 from .checks import PublishError
 
 
 TASK = "zero-shot-object-detection"
 REQUIRED = (
     *("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "scale_mean_iou"),
-    *("patches_read", "patches_read_total", "num_parameters", "command", "settings"),
+    *("patches_read", "patches_read_total", "fingerprint", "command", "settings"),
 )
 # Key of the results file, the Hub's id of the metric, and its name for readers.
 METRICS = (
@@ -36,7 +39,9 @@ METRICS = (
     ("mean_iou", "mean_iou", "mean IoU"),
 )
 # Settings that change how a model answers, where they are given.
-RUN_OPTIONS = ("longest_edge", "max_scales", "selection_threshold")
+RUN_OPTIONS = (
+    *("longest_edge", "max_scales", "selection_threshold", "token_budget", "early_exit", "mixed_precision"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Results:
     @property
     def run_options(self) -> dict[str, Any]:
         settings = self.values["settings"]
-        return {name: settings[name] for name in RUN_OPTIONS if settings.get(name) is not None}
+        return {name: settings[name] for name in RUN_OPTIONS if settings.get(name) not in (None, False, "no")}
 
     @property
     def config(self) -> str | None:
@@ -114,10 +119,10 @@ class Results:
 
     def numbers(self) -> Iterator[float]:
         """Every number of the file."""
-        yield from _numbers(self.values)
+        yield from _numbers({key: value for key, value in self.values.items() if key != "fingerprint"})
 
 
-def read_results(folder: Path, dataset_names: dict[str, str], num_parameters: int) -> list[Results]:
+def read_results(folder: Path, dataset_names: dict[str, str], model: ScanFormerForVisualGrounding) -> list[Results]:
     """
     Read the results of a model.
 
@@ -126,8 +131,8 @@ def read_results(folder: Path, dataset_names: dict[str, str], num_parameters: in
             Where they are: `results` in the folder of the checkpoint.
         dataset_names (`dict[str, str]`):
             Names of data sets by what `--dataset` of the evaluation was. By default the last part of that path.
-        num_parameters (`int`):
-            Size of the model, which must be the size of the model that was measured.
+        model ([`ScanFormerForVisualGrounding`]):
+            The model, which must be the one that was measured.
 
     Returns:
         `list[Results]`: in the order of the files' names.
@@ -141,10 +146,10 @@ def read_results(folder: Path, dataset_names: dict[str, str], num_parameters: in
             f"There are no results in {folder}, and a card without results is not published. Measure some: "
             f"python examples/evaluate_visual_grounding.py --model {folder.parent} ... --output {folder}/NAME.json"
         )
-    return [_read(file, dataset_names, num_parameters) for file in files]
+    return [_read(file, dataset_names, model) for file in files]
 
 
-def _read(file: Path, dataset_names: dict[str, str], num_parameters: int) -> Results:
+def _read(file: Path, dataset_names: dict[str, str], model: ScanFormerForVisualGrounding) -> Results:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -154,11 +159,8 @@ def _read(file: Path, dataset_names: dict[str, str], num_parameters: int) -> Res
         raise PublishError(
             f"{file} lacks {missing}: it does not come from running a model with examples/evaluate_visual_grounding.py."
         )
-    if values["num_parameters"] != num_parameters:
-        raise PublishError(
-            f"{file} is of another model: it has {values['num_parameters']:,} parameters, this one {num_parameters:,}. "
-            "Measure this model again."
-        )
+    if not has_fingerprint(model, values["fingerprint"]):
+        raise PublishError(f"{file} is of another model: the weights differ. Measure this model again.")
     dataset = values["settings"]["dataset"]
     name = dataset_names.get(dataset) or {"scenes": "Scenes"}.get(dataset) or Path(dataset).name
     return Results(file, values, name)

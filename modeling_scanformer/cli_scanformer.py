@@ -49,7 +49,9 @@ def ground(
         if out is not None:
             stack_drawings([pipe.draw(image, answer) for answer in answers]).save(out)
     except (ValueError, OSError) as error:
-        typer.echo(f"scanformer: {error}", err=True)
+        # where a model cannot be loaded, Transformers' message ends with the traceback of the reason
+        reason = str(error).strip().splitlines()[-1] if "Traceback" in str(error) else error
+        typer.echo(f"scanformer: {reason}", err=True)
         raise typer.Exit(1) from error
 
     if as_json:

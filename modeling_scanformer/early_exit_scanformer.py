@@ -79,6 +79,14 @@ def fingerprint(model) -> list[float]:
     return [float(f"{float(weight):.6g}") for weight in weights]
 
 
+def has_fingerprint(model, numbers: list[float]) -> bool:
+    """Whether the [`fingerprint`] of a model is this one, up to the rounding of half precision."""
+    found = torch.tensor(fingerprint(model))
+    return found.shape == (len(numbers),) and torch.allclose(
+        found, torch.tensor(numbers), rtol=FINGERPRINT_TOLERANCE, atol=1e-6
+    )
+
+
 @dataclass
 class EarlyExitRule:
     """
@@ -143,10 +151,7 @@ class EarlyExitRule:
         Raises:
             ValueError: if the rule is not for this model or these options.
         """
-        found = torch.tensor(fingerprint(model))
-        if found.shape != (len(self.fingerprint),) or not torch.allclose(
-            found, torch.tensor(self.fingerprint), rtol=FINGERPRINT_TOLERANCE, atol=1e-6
-        ):
+        if not has_fingerprint(model, self.fingerprint):
             raise ValueError(
                 "The early exit rule was calibrated on another checkpoint: its guarantee says nothing about this one. "
                 "Calibrate this model (examples/calibrate_early_exit.py)."
@@ -163,4 +168,4 @@ class EarlyExitRule:
         return (signals @ signals.new_tensor(self.weights[scale]) + self.biases[scale]).sigmoid()
 
 
-__all__ = ["EarlyExitRule", "exit_signals", "fingerprint"]
+__all__ = ["EarlyExitRule", "exit_signals", "fingerprint", "has_fingerprint"]

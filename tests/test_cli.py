@@ -1,6 +1,7 @@
 """The command `scanformer`."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -39,6 +40,14 @@ def test_json_is_the_only_output(checkpoint, image_file):
     result = run("ground", image_file, "red", "--model", checkpoint, "--json")
     (answer,) = json.loads(result.stdout)
     assert answer["label"] == "red" and len(answer["scale_boxes"]) == len(answer["patches_read"]) == 3
+
+
+def test_damaged_weights_are_named_in_a_line(checkpoint, image_file, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    result = run("ground", image_file, "red", "--model", model)
+    assert result.exit_code == 1
+    assert str(model) in result.stderr and "safetensors" in result.stderr and "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from hub_cards.card import TEMPLATE
 from hub_cards.checks import PublishError, check_loads_without_package
 from hub_cards.figures import find_unbacked_figures
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ CARD = {
 }
 
 
-def make_results(num_parameters: int, dataset: str, **details) -> dict:
+def make_results(model: ScanFormerForVisualGrounding, dataset: str, **details) -> dict:
     """What the evaluation script writes, of two predictions."""
     prediction = {"width": 20, "height": 10, "truncated": False, "score": 0.9, "true_box": [0, 0, 10, 10]}
     prediction |= {"patches_read": [1, 2, 3], "num_patches": [1, 4, 16]}
@@ -61,13 +62,13 @@ def make_results(num_parameters: int, dataset: str, **details) -> dict:
     predictions = [{**prediction, "box": box, "scale_boxes": [[0, 0, 20, 10], box, box]} for box in boxes]
     settings = asdict(Arguments(output="results.json", model="model", dataset=dataset, **details))
     command = f"python examples/evaluate_visual_grounding.py --dataset {dataset}"
-    return {**summarize(predictions), "num_parameters": num_parameters, "command": command, "settings": settings}
+    return {**summarize(predictions), "fingerprint": fingerprint(model), "command": command, "settings": settings}
 
 
 @pytest.fixture(scope="module")
 def maker(checkpoint, tmp_path_factory):
     """Makes folders that can be published."""
-    num_parameters = ScanFormerForVisualGrounding.from_pretrained(checkpoint).num_parameters()
+    model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
 
     def make() -> Path:
         folder = tmp_path_factory.mktemp("publishable")
@@ -75,8 +76,8 @@ def maker(checkpoint, tmp_path_factory):
         (folder / "card.yaml").write_text(yaml.safe_dump(CARD))
         (folder / "train.sh").write_text("python train.py\n")
         (folder / "results").mkdir()
-        scenes = make_results(num_parameters, "scenes", dataset_level="primer", seed=123)
-        pictures = make_results(num_parameters, "data/pictures", split="testA", max_scales=3)
+        scenes = make_results(model, "scenes", dataset_level="primer", seed=123)
+        pictures = make_results(model, "data/pictures", split="testA", max_scales=3, early_exit=True)
         pictures |= {"flops_per_sample": 12_345_000_000.0, "dense_flops_per_sample": 23_456_000_000.0}
         (folder / "results" / "scenes.json").write_text(json.dumps(scenes))
         (folder / "results" / "pictures.json").write_text(json.dumps(pictures))
@@ -141,7 +142,7 @@ def test_the_metadata_holds_the_results(repository):
             assert found[name, metric].metric_value == values[key]
     scenes, pictures = found["Scenes", "mean IoU"], found["Pictures", "mean IoU"]
     assert scenes.dataset_config == "primer" and scenes.dataset_args == {"num_samples": 2, "seed": 123}
-    assert pictures.dataset_split == "testA" and pictures.metric_args == {"max_scales": 3}
+    assert pictures.dataset_split == "testA" and pictures.metric_args == {"max_scales": 3, "early_exit": True}
 
 
 def test_the_card_says_what_is_true(repository, checkpoint):
@@ -151,7 +152,10 @@ def test_the_card_says_what_is_true(repository, checkpoint):
     assert "| layers | 4, the first 2 of them Encoder1 |" in text
     # one box of two has an IoU of 0.8 and the other of 0; 6 patches of 21 are read
     assert "| Scenes, primer, test | 2 | 50.0 | 35.0 | 40.0 | 28.6 | - | - |" in text
-    assert "| Pictures, testA, max_scales `3` | 2 | 50.0 | 35.0 | 40.0 | 28.6 | 12.345 | 23.456 |" in text
+    assert (
+        "| Pictures, testA, max_scales `3`, early_exit `True` | 2 | 50.0 | 35.0 | 40.0 | 28.6 | 12.345 | 23.456 |"
+        in text
+    )
     assert "python examples/evaluate_visual_grounding.py --dataset scenes" in text
     assert "python train.py --learning_rate 0.5" in text
     answer = pipeline("visual-grounding", model=str(checkpoint))(str(repository / "example.png"), "the violet disc")
@@ -179,6 +183,7 @@ def numbers(value):
         ("It gets 61 percent, 1.8 million parameters, 0.35 GFLOPs.", []),
         ("It gets 61.8 %.", ["61.8 %"]),
         ("Right: 62%, an IoU of 0.7, and .62 of it", ["62%", "0.7", ".62"]),
+        ("Accuracy:95%, IoU=0.7, 95-97%, 0.91-0.93, -5 %", ["95%", "0.7", "97%", "0.91", "0.93", "5 %"]),
         ("Acc@0.5:0.95 of transformers 5.23.0, Apache-2.0, arXiv 2406.18048, 500 pictures", []),
         ("`0.4` and [x](https://x.org/0.4) and https://x.org/0.4", []),
         ("```bash\n--seed 0.4\n```\nbut 0.4", ["0.4"]),
@@ -235,13 +240,17 @@ REFUSALS = {
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "cannot be loaded"),
     "no results": (lambda folder: shutil.rmtree(folder / "results"), "no results in .*evaluate_visual_grounding"),
     "results of another model": (
-        lambda folder: change_json(folder / "results" / "scenes.json", num_parameters=7),
-        "scenes.json is of another model: it has 7 parameters",
+        lambda folder: spoil_weights(folder, lambda tensors: tensors["model.layers.1.attention.q_proj.weight"].neg_()),
+        "pictures.json is of another model",
     ),
     "no results of a model": (lambda folder: (folder / "results" / "scenes.json").write_text("{}"), "lacks .*acc@0.5"),
     "broken results": (lambda folder: (folder / "results" / "scenes.json").write_text("{"), "scenes.json is not JSON"),
     "no card": (lambda folder: (folder / "card.yaml").unlink(), "no .*card.yaml. Write one .*'title', .*'limits'"),
     "a broken card": (lambda folder: (folder / "card.yaml").write_text("title: ["), "card.yaml is not YAML"),
+    "a card in Latin-1": (
+        lambda folder: (folder / "card.yaml").write_bytes(b"title: caf\xe9"),
+        "card.yaml is not YAML",
+    ),
     "an unknown field": (lambda folder: change_card(folder, accuracy=1), "card.yaml: .*'accuracy'"),
     "a field of the wrong type": (lambda folder: change_card(folder, hours="many"), "(?s)card.yaml: .*'hours'"),
     "emissions from nowhere": (lambda folder: change_card(folder, co2_grams=9), "(?s)card.yaml: .*`co2_source`"),

@@ -14,6 +14,7 @@
 """The data set repository of Scenes: written, described, pushed, and loaded by its name."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -213,3 +214,9 @@ def test_a_folder_with_something_else_is_left_alone(written, refused, tmp_path):
     assert "holds something else" in refused(*options(tmp_path), "--dry-run")
     assert "holds something else" in refused(*options(written), "--dry-run", "--seed", "1")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_has_lost_files_is_not_taken_for_whole(written, refused, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "scenes")
+    next((folder / "data").glob("test_fog-*")).unlink()
+    assert "0 of the" in refused(*options(folder), "--dry-run")
