@@ -61,10 +61,12 @@ from grounding.peers import (
     READINGS,
     REFERENCE,
     Contestant,
+    check_rates,
     compile_contestants,
     create_base,
     create_peer,
     create_scanformers,
+    num_base_scales,
     pack,
 )
 from grounding.run import RunArguments, load_model
@@ -115,7 +117,7 @@ class Arguments:
 
 
 def check(args: Arguments):
-    """Everything that can be told before a model is made."""
+    """Everything that can be told before anything is timed."""
     for name, known in (("dtype", tuple(DTYPES)), ("contestants", CONTESTANTS)):
         unknown = sorted(set(getattr(args, name)) - set(known))
         if unknown:
@@ -126,6 +128,12 @@ def check(args: Arguments):
         raise DataError(f"--rates are shares in [0, 1], got {args.rates}.")
     if Path(args.output).suffix != ".json":
         raise DataError(f"--output names a JSON file, got {args.output!r}.")
+    if any(name.startswith("base_") for name in args.contestants):
+        for resolution in args.resolution:
+            check_rates("base", num_base_scales(resolution), args.rates)
+    if any(name.startswith("checkpoint_") for name in args.contestants):
+        model, _ = load_model(RunArguments(model=args.model))
+        check_rates("checkpoint", model.config.num_scales, args.rates)
 
 
 def create_groups(args: Arguments) -> Iterator[tuple[int, list[Contestant]]]:

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from grounding.calibration import Calibration, ScanSamples, calibrate, check_guarantee, num_samples_needed
-from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator, GroundingDataset, load_grounding_dataset
 from grounding.exit_curves import compare_exits, plot_exits, to_markdown
 from grounding.exit_samples import read_samples
 from grounding.run import RunArguments, load_model, try_out
@@ -91,14 +91,8 @@ def check_number(num_samples: int, args: Arguments):
         )
 
 
-def read_split(
-    args: Arguments,
-    split: str,
-    model: ScanFormerForVisualGrounding,
-    collator: GroundingCollator,
-    accelerator: Accelerator,
-) -> ScanSamples:
-    dataset = load_grounding_dataset(
+def load_split(args: Arguments, split: str) -> GroundingDataset:
+    return load_grounding_dataset(
         args.dataset,
         split,
         config=args.dataset_config,
@@ -106,8 +100,15 @@ def read_split(
         num_samples=args.max_samples,
         level=args.dataset_level,
     )
-    if split == args.split:
-        check_number(len(dataset), args)
+
+
+def read_dataset(
+    args: Arguments,
+    dataset: GroundingDataset,
+    model: ScanFormerForVisualGrounding,
+    collator: GroundingCollator,
+    accelerator: Accelerator,
+) -> ScanSamples:
     return read_samples(
         model,
         dataset,
@@ -168,7 +169,10 @@ def run(args: Arguments):
     model.generation_config.update(early_exit=None, stopping_score=None)
     try_out(model, processor, args.generation_options)
     collator = GroundingCollator(processor, keep_samples=True)
-    samples = read_split(args, args.split, model, collator, accelerator)
+    dataset = load_split(args, args.split)
+    check_number(len(dataset), args)
+    comparison = None if args.output is None else load_split(args, args.comparison_split)
+    samples = read_dataset(args, dataset, model, collator, accelerator)
     check_number(len(samples), args)
     calibration = calibrate(samples, args.alpha, args.confidence, np.random.default_rng(args.seed))
     if calibration.threshold is None:
@@ -183,9 +187,8 @@ def run(args: Arguments):
     print(
         f"Wrote the rule to {args.model}/generation_config.json. On the calibration data it saves {saved:.1%} of the work."
     )
-    if args.output is not None:
-        others = read_split(args, args.comparison_split, model, collator, accelerator)
-        write_comparison(args, rule, samples, others)
+    if comparison is not None:
+        write_comparison(args, rule, samples, read_dataset(args, comparison, model, collator, accelerator))
 
 
 def main():

@@ -14,18 +14,21 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.logging import get_logger
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
 from grounding.arguments import GroundingArguments
 from grounding.checkpoints import (
     TrainingState,
+    check_unused,
     find_checkpoint,
+    holds_model,
     keep_trained_weights,
     load_checkpoint,
     remove_partial,
@@ -47,6 +50,12 @@ from transformers import HfArgumentParser, SchedulerType, get_scheduler
 
 
 logger = get_logger(__name__, log_level="INFO")
+
+
+POSITIVE = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_train_steps"),
+    *("logging_steps", "eval_steps", "checkpointing_steps", "checkpoints_total_limit"),
+)
 
 
 @dataclass(kw_only=True)
@@ -88,10 +97,17 @@ class Arguments(GroundingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
+        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+            raise DataError(
+                "--lr_scheduler_type reduce_lr_on_plateau follows evaluations; take one that follows steps."
+            )
+        if self.report_to is not None and self.report_to not in LOGGER_TYPE_TO_CLASS:
+            raise DataError(f"--report_to knows {', '.join(LOGGER_TYPE_TO_CLASS)}, not {self.report_to}.")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise DataError(f"--ema_decay lies between 0 and 1, got {self.ema_decay}.")
-        if self.checkpoints_total_limit < 1:
-            raise DataError(f"--checkpoints_total_limit is at least 1, got {self.checkpoints_total_limit}.")
         if self.early_stopping_patience is not None and not self.evaluates:
             raise DataError("--early_stopping_patience needs --validation_split or --train_val_split.")
         if self.ema_decay is not None and self.load_in_4bit:
@@ -132,10 +148,28 @@ class JsonlTracker(GeneralTracker):
             file.write(json.dumps(values) + "\n")
 
 
+def read_yaml(path: str) -> list[str]:
+    """The settings of a YAML file as words of a command line, which are checked and converted."""
+    with open(path, encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} holds no settings: a line of `name: value` for each.")
+    switches = {field.name for field in fields(Arguments) if field.type is bool}
+    words = []
+    for name, value in settings.items():
+        if value is False and name not in switches:
+            value = "no"  # which YAML takes for False
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
 def parse_arguments() -> Arguments:
     parser = HfArgumentParser(Arguments)
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(sys.argv[1])[0]
+        return parser.parse_args_into_dataclasses(read_yaml(sys.argv[1]))[0]
     return parser.parse_args_into_dataclasses()[0]
 
 
@@ -216,6 +250,8 @@ def train(args: Arguments):
     check_sharding(args, accelerator)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint is None:
+        check_unused(args.output_dir)
     if accelerator.is_main_process:
         remove_partial(args.output_dir)
     repo_id = None
@@ -269,6 +305,9 @@ def train(args: Arguments):
     answering = unwrapped if average is None else average.module
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint)
+        if state.best_results and not holds_model(Path(args.output_dir, "best")):
+            logger.info(f"The best model is not in {args.output_dir}: the next evaluation starts anew.")
+            state.forget_best()
     accelerator.init_trackers(Path(args.output_dir).name, config=describe(args))
 
     trained = sum(parameter.numel() for parameter in unwrapped.parameters() if parameter.requires_grad)

@@ -67,7 +67,8 @@ class ScanSchedule(TrainerCallback):
             self.final_threshold,
         )
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        # what is evaluated and saved between the steps is the model as it is to be used
         model.config.selection_threshold = self.final_threshold
 
 
@@ -124,8 +125,11 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
     # batches of several processes differ in shape: each makes its own
     training_args.accelerator_config.dispatch_batches = False
     model, processor = load_model(args)
-    if args.dataset == "scenes" and args.max_train_samples is None and training_args.max_steps < 1:
-        raise DataError("Scenes have no end: give --max_steps or --max_train_samples.")
+    if training_args.max_steps < 1:
+        if args.streaming:
+            raise DataError("Nobody knows how long a stream is: give --max_steps.")
+        if args.dataset == "scenes" and args.max_train_samples is None:
+            raise DataError("Scenes have no end: give --max_steps or --max_train_samples.")
     batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, training_args.seed, training_args.max_steps * batch_size)
     train_collator, _ = make_collators(args, processor, training_args.seed)

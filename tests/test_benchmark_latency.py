@@ -223,6 +223,9 @@ def test_senseless_arguments_are_told_before_any_work(tmp_path, monkeypatch):
         ([*output, "--rounds", 0], "at least 1"),
         ([*output, "--rates", 1.5], "shares"),
         (["--output", "bench"], "JSON file"),
+        ([*output, "--contestants", "base_given", "--resolution", 320, 500], "not at 500"),
+        ([*output, "--contestants", "base_given", "--resolution", 320, 1280, "--rates", 0.5], "--rates gives 1"),
+        ([*output, "--contestants", "checkpoint_given", "--model", "nowhere"], "no model 'nowhere'"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(monkeypatch, *arguments)

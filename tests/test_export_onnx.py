@@ -14,6 +14,7 @@
 """examples/export_onnx.py on a tiny model: ONNX Runtime against PyTorch."""
 
 import json
+import shutil
 import sys
 
 import export_onnx
@@ -80,6 +81,14 @@ def test_steps_share_their_weights(exported, checkpoint):
     num_parameters = ScanFormerForVisualGrounding.from_pretrained(checkpoint).num_parameters()
     assert weights < 4 * num_parameters + 200 * onnx_steps.PAGE_BYTES
     assert (int8 / onnx_steps.WEIGHTS_NAME).stat().st_size < weights
+
+
+def test_steps_of_an_earlier_export_are_removed(exported, checkpoint, monkeypatch, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "onnx")
+    run(monkeypatch, "--model", checkpoint, "--output", folder, "--buckets", 9, 36, 100, "--text_length", 8)
+    steps = {path.name for path in (folder / "float32").glob("*.onnx")}
+    assert len(steps) == len(list((exported / "float32").glob("*.onnx")))
+    assert not (folder / "int8").exists()
 
 
 def test_missing_files_are_named(exported, tmp_path):

@@ -17,6 +17,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -329,6 +330,30 @@ def test_settings_may_come_from_a_file(monkeypatch, checkpoint, pictures, tmp_pa
     run_visual_grounding.main()
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (adapter["r"], adapter["use_dora"]) == (4, True)
+
+
+def test_a_file_is_read_as_the_command_line_is(monkeypatch, tmp_path):
+    file = tmp_path / "settings.yaml"
+    monkeypatch.setattr(sys, "argv", ["run_visual_grounding.py", str(file)])
+    required = "model_name_or_path: model\noutput_dir: out\n"
+    file.write_text(required + "learning_rate: 1e-4\nmixed_precision: no\ndora: yes\nstreaming: no\naugment: [flip]\n")
+    args = run_visual_grounding.parse_arguments()
+    assert (args.learning_rate, args.mixed_precision, args.augment) == (1e-4, "no", ["flip"])
+    assert args.dora is True and args.streaming is False
+    file.write_text(required + "train: head\n")
+    with pytest.raises(SystemExit):
+        run_visual_grounding.parse_arguments()
+    file.write_text("- a list\n")
+    with pytest.raises(SystemExit, match="holds no settings"):
+        run_visual_grounding.main()
+
+
+def test_there_has_to_be_something_to_evaluate_on(finetune, pictures, tmp_path):
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "bbox": None}) for row in rows))
+    with pytest.raises(SystemExit, match="None of the .* samples to evaluate on has a box"):
+        finetune(output_dir=tmp_path / "out", dataset=folder)
 
 
 def test_a_data_set_on_the_hub_is_trained_on(finetune, pictures, hub, hub_client, tmp_path, monkeypatch):

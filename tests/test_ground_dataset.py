@@ -182,6 +182,14 @@ def test_parquet_and_scenes(run, tmp_path, parts_written):
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     assert len(run(tmp_path / "file.parquet", "--max_samples", 1, dataset=file)) == 1
 
+    # splits are found as evaluation finds them
+    file.rename(tmp_path / "data" / "test_fine-00000-of-00001.parquet")
+    fine = run(tmp_path / "fine.parquet", "--on_error", "skip", "--split", "test-fine", dataset=tmp_path / "data")
+    assert len(fine) == 4
+    (tmp_path / "data" / "test_fine-00000-of-00001.parquet").rename(tmp_path / "data" / "test-00000-of-00002.parquet")
+    with pytest.raises(SystemExit, match="is not whole"):
+        run(tmp_path / "torn.parquet", dataset=tmp_path / "data")
+
     # theirs take the place of columns that have our names
     theirs = rows.select([0, 3]).add_column("caption", ["the square", "the ring"]).rename_column("image", "photo")
     theirs.to_parquet(tmp_path / "theirs.parquet")

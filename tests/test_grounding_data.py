@@ -297,6 +297,7 @@ def test_sizes_of_pictures_are_those_of_upright_ones():
     PIL.Image.new("RGB", (20, 10)).save(buffer, "jpeg", exif=exif)
     assert read_picture_size({"path": None, "bytes": buffer.getvalue()}) == {"width": 10, "height": 20}
     assert read_picture_size({"path": None, "bytes": b"no picture"}) == {}
+    assert read_picture_size(None) == {}
     assert read_picture_size({"path": "nowhere.png", "bytes": None}) == {}
 
 

@@ -36,7 +36,8 @@ import reproduce  # noqa: E402
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_arguments_of_the_training(path):
-    (args,) = HfArgumentParser(run_visual_grounding.Arguments).parse_yaml_file(str(path))
+    words = run_visual_grounding.read_yaml(str(path))
+    (args,) = HfArgumentParser(run_visual_grounding.Arguments).parse_args_into_dataclasses(words)
     assert path.stem in reproduce.RECIPES
     # 3 scales of patches of 32 pixels
     assert args.longest_edge % (32 * 2**2) == 0

@@ -446,6 +446,11 @@ def test_sheet(tmp_path, monkeypatch):
     assert 0 < path.stat().st_size < 400_000
 
 
+def test_a_sheet_of_a_level_without_a_dense_split(tmp_path):
+    drawn = sheet.draw_sheet(sheet.SheetArguments(str(tmp_path / "sheet.jpg"), level="colors", rows=2, columns=4))
+    assert drawn.width == 4 * sheet.CELL
+
+
 def test_statistics(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["statistics", "--num_samples", "5", "--level", "easy"])
     statistics.main()

@@ -88,6 +88,8 @@ def test_both_scripts_have_the_same_losses(monkeypatch, checkpoint, pictures, tr
     assert results["eval_mean_iou"] == pytest.approx(lines[-1]["eval_mean_iou"], abs=1e-3)
     config = json.loads((tmp_path / "trainer" / "config.json").read_text())
     assert config["selection_threshold"] == 0.5, "the final one"
+    config = json.loads((tmp_path / "trainer" / "checkpoint-3" / "config.json").read_text())
+    assert config["selection_threshold"] == 0.5, "the final one, before the schedule has come to it"
 
 
 def test_an_adapter_is_trained_saved_and_resumed(train_by_trainer, checkpoint, tmp_path):

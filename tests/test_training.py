@@ -117,6 +117,16 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untraine
     assert config["selection_threshold"] == 0.5, "the model is saved with its final threshold"
 
 
+def test_runs_do_not_mix_in_one_folder(monkeypatch, untrained, tmp_path):
+    train(monkeypatch, untrained, tmp_path / "first", max_train_steps=2, eval_steps=1)
+    with pytest.raises(SystemExit, match="the folder of an earlier run"):
+        train(monkeypatch, untrained, tmp_path / "first", lora_r=2)
+    # in a folder without the best model that the checkpoint knows of, the next evaluation gives one
+    checkpoint = {"resume_from_checkpoint": tmp_path / "first" / "checkpoint-2"}
+    train(monkeypatch, untrained, tmp_path / "second", max_train_steps=3, eval_steps=1, **checkpoint)
+    assert (tmp_path / "second" / "best" / "config.json").is_file()
+
+
 def run_in_child(command):
     sys.argv = command
     # a process forked from one that has run OpenMP threads may not use them
@@ -224,6 +234,11 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"resume_from_checkpoint": "nowhere"}, "nowhere"),
         ({"dataset_level": "absurd"}, "absurd"),
         ({"max_train_samples": 1}, "do not fill"),
+        ({"max_eval_samples": 0}, "--max_eval_samples is at least 1"),
+        ({"logging_steps": 0}, "--logging_steps is at least 1"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is at least 1"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
+        ({"report_to": "paper"}, "--report_to knows"),
     ],
     ids=str,
 )

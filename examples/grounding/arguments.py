@@ -62,7 +62,7 @@ class GroundingArguments(ColumnArguments):
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples only."})
     max_eval_samples: int = field(default=1000, metadata={"help": "Evaluate on so many samples."})
     on_error: Literal["stop", "skip"] = field(
-        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and warn."}
+        default="stop", metadata={"help": "Unusable samples: 'stop', or 'skip' and warn while a batch has others."}
     )
     longest_edge: int | None = field(default=None, metadata={"help": "Resolution in pixels, if not the processor's."})
     augment: list[str] = field(
@@ -96,6 +96,9 @@ class GroundingArguments(ColumnArguments):
                     f"{self.train}."
                 )
             self.train = "lora"
+        for name in ("max_train_samples", "max_eval_samples", "expressions_per_scene"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
         if self.lora_r is not None and self.lora_r < 1:
             raise DataError(f"--lora_r is a rank, at least 1, got {self.lora_r}.")
         unknown = sorted(set(self.augment) - set(AUGMENTATIONS))

@@ -57,6 +57,9 @@ class TrainingState:
     evaluations_without_gain: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of losses since the last line of the log
 
+    def forget_best(self):
+        self.best, self.best_results, self.evaluations_without_gain = -math.inf, {}, 0
+
     def state_dict(self) -> dict:
         return asdict(self)
 
@@ -82,6 +85,25 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path
     if not checkpoints:
         raise DataError(f"There is no checkpoint to resume from in {output_dir}.")
     return checkpoints[-1]
+
+
+def holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in LAST_FILES)
+
+
+def check_unused(output_dir: str):
+    """
+    Raises:
+        DataError: if the folder holds what another run has made, which would be mixed up with what is new.
+    """
+    folder = Path(output_dir)
+    found = [path for path in (folder, folder / "best") if holds_model(path)]
+    found += list_checkpoints(output_dir)
+    if found:
+        raise DataError(
+            f"{output_dir} is the folder of an earlier run, which has left {found[0]}: choose another --output_dir, empty it, "
+            "or go on with that run by --resume_from_checkpoint latest."
+        )
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:

@@ -141,11 +141,13 @@ def read_picture_size(image: dict) -> dict[str, int]:
     """
     Width and height of an undecoded picture, upright, from its file's header; nothing where that cannot be read.
     """
-    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
     try:
+        source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         with PIL.Image.open(source) as picture:
             turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
             width, height = picture.size[::-1] if turned else picture.size
-    except Exception:  # damaged files make Pillow fail in many ways, and are told when they are decoded
+    except (
+        Exception
+    ):  # there may be none, and damaged files make Pillow fail in many ways, and are told when they are decoded
         return {}
     return {"width": width, "height": height}

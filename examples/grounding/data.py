@@ -302,12 +302,23 @@ def _load_folder(name: str, split: str, config: str | None, streaming: bool):
         return _load_native(name, split, config, streaming)
     if isinstance(files, Path):
         return datasets.load_dataset("imagefolder", data_dir=str(files), split=split, streaming=streaming)
+    shards = pick_shards(name, files, split)
+    return datasets.load_dataset("parquet", data_files=list(map(str, shards)), split="train", streaming=streaming)
+
+
+def pick_shards(name: str, files: dict[str, list[Path]], split: str) -> list[Path]:
+    """
+    The files of a split, of those that [`find_local_files`] has found.
+
+    Raises:
+        DataError: if it is not there, or not whole.
+    """
     # `datasets` wants a split's name to be an identifier, so test-fine may be stored as test_fine
     shards = files.get(split) or files.get(split.replace("-", "_"))
     if shards is None:
         raise DataError(f"The data set {name} has no split {split!r}; it has {sorted(files)}.")
     _check_shards(Path(name), split, shards)
-    return datasets.load_dataset("parquet", data_files=list(map(str, shards)), split="train", streaming=streaming)
+    return shards
 
 
 def find_local_files(name: str, config: str | None = None) -> Path | dict[str, list[Path]] | None:

@@ -20,6 +20,7 @@ a folder with a file per step and one file of weights that all of them share.
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -107,7 +108,9 @@ def export_onnx(model: ScanFormerForVisualGrounding, shapes: StaticShapes, folde
     for package in ("onnx", "onnxscript"):
         import_optional(package)
     model = model.eval().float()
-    (folder / FLOAT32).mkdir(parents=True, exist_ok=True)
+    for stale in (FLOAT32, INT8):  # steps of other buckets, and their copies
+        shutil.rmtree(folder / stale, ignore_errors=True)
+    (folder / FLOAT32).mkdir(parents=True)
     model.config.save_pretrained(folder)
     (folder / SHAPES_NAME).write_text(json.dumps(asdict(shapes), indent=2) + "\n")
     inputs, files = example_inputs(model, shapes, batch_size=2), []
@@ -141,7 +144,8 @@ def quantize_onnx(folder: Path):
         DataError: if ONNX Runtime is missing.
     """
     quantization = import_optional("onnxruntime.quantization")
-    (folder / INT8).mkdir(exist_ok=True)
+    shutil.rmtree(folder / INT8, ignore_errors=True)
+    (folder / INT8).mkdir()
     files = []
     for source in tqdm(sorted((folder / FLOAT32).glob("*.onnx")), desc="Quantizing steps"):
         files.append(folder / INT8 / source.name)

@@ -218,6 +218,35 @@ def scanformer_config(**options) -> ScanFormerConfig:
     return ScanFormerConfig(**options)
 
 
+def num_base_scales(resolution: int) -> int:
+    """
+    Scales of a ScanFormer of the base size at a resolution.
+
+    Raises:
+        DataError: if no number of scales leads to it.
+    """
+    coarsest = COARSEST_SIDE * scanformer_config().patch_size
+    num_scales = (resolution // coarsest).bit_length()
+    if num_scales < 2 or resolution != coarsest * 2 ** (num_scales - 1):
+        raise DataError(
+            f"ScanFormer base is compared at {2 * coarsest} pixels, {4 * coarsest}, {8 * coarsest}, ..., not at "
+            f"{resolution}: its coarsest scale has {coarsest}."
+        )
+    return num_scales
+
+
+def check_rates(name: str, num_scales: int, rates: list[float]):
+    """
+    Raises:
+        DataError: if there are fewer rates than scales to select on.
+    """
+    if len(rates) < num_scales - 1:
+        raise DataError(
+            f"{name} selects on {num_scales - 1} scales, but --rates gives {len(rates)}: add the share of the patches to "
+            "read on each."
+        )
+
+
 def create_base(
     resolution: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
@@ -228,16 +257,9 @@ def create_base(
     Raises:
         DataError: if no number of scales leads to the resolution.
     """
-    num_scales = (resolution // (COARSEST_SIDE * scanformer_config().patch_size)).bit_length()
-    config = scanformer_config(num_scales=max(num_scales, 1))
-    coarsest = COARSEST_SIDE * config.patch_size
-    if num_scales < 2 or resolution != coarsest * 2 ** (num_scales - 1):
-        raise DataError(
-            f"ScanFormer base is compared at {2 * coarsest} pixels, {4 * coarsest}, {8 * coarsest}, ..., not at "
-            f"{resolution}: its coarsest scale has {coarsest}."
-        )
+    config = scanformer_config(num_scales=num_base_scales(resolution))
     image_processor = ScanFormerImageProcessor(
-        size={"longest_edge": resolution}, patch_size=config.patch_size, num_scales=num_scales
+        size={"longest_edge": resolution}, patch_size=config.patch_size, num_scales=config.num_scales
     )
     return ScanFormerForVisualGrounding(config), ScanFormerProcessor(image_processor, tokenizer)
 
@@ -268,11 +290,7 @@ def create_scanformers(
         DataError: if there are fewer rates than scales to select on.
     """
     num_scales = model.config.num_scales
-    if len(rates) < num_scales - 1:
-        raise DataError(
-            f"{name} selects on {num_scales - 1} scales, but --rates gives {len(rates)}: add the share of the patches to "
-            "read on each."
-        )
+    check_rates(name, num_scales, rates)
     shares = [1.0, *rates[: num_scales - 1]]
     generation = {
         "given": {"selection_threshold": 0.0, "token_budget": shares},

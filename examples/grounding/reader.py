@@ -29,7 +29,7 @@ from modeling_scanformer import ScanFormerImageProcessor
 from modeling_scanformer.image_processing_scanformer import get_pyramid_size
 
 from .checks import DataError
-from .data import find_local_files
+from .data import find_local_files, pick_shards
 
 
 PICTURES = (datasets.Image, datasets.Video, datasets.Audio)
@@ -151,7 +151,9 @@ def _open_stream(name: str, split: str | None, config: str | None) -> tuple[data
         pictures = datasets.load_dataset("imagefolder", data_dir=str(files), streaming=True)
         return _pick(name, pictures, split), _count_lines(files) if len(pictures) == 1 else None
     if files is not None:
-        return _open_parquet(_pick(name, files, split))
+        if split is None and len(files) == 1:
+            (split,) = files
+        return _open_parquet(_pick(name, files, split) if split is None else pick_shards(name, files, split))
     stream = _pick(name, datasets.load_dataset(name, config, streaming=True), split)
     return stream, (stream.info.splits or {stream.split: None})[stream.split] and stream.info.splits[
         stream.split

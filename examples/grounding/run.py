@@ -60,6 +60,11 @@ class RunArguments:
 
 
 def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
+    if args.model is None:
+        raise DataError("Give a --model: a folder or an id on the Hub.")
+    for name, least in (("batch_size", 1), ("dataloader_num_workers", 0)):
+        if getattr(args, name, least) < least:
+            raise DataError(f"--{name} is at least {least}, got {getattr(args, name)}.")
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     try:
         processor = ScanFormerProcessor.from_pretrained(args.model)

@@ -162,6 +162,9 @@ def load_datasets(
     """
     The data to train and to evaluate on.
 
+    Raises:
+        DataError: if they cannot be read, or nothing can be evaluated on them.
+
     Args:
         args ([`GroundingArguments`]):
             What to load.
@@ -170,6 +173,16 @@ def load_datasets(
         num_scenes (`int`):
             Samples of Scenes to train on, unless `max_train_samples` says it.
     """
+    train, evaluation = _load_both(args, seed, num_scenes)
+    if evaluation is not None and all(evaluation[row]["bbox"] is None for row in range(len(evaluation))):
+        raise DataError(
+            f"None of the {len(evaluation)} samples to evaluate on has a box. Evaluate on others, or, by --validation_split '', "
+            "not at all."
+        )
+    return train, evaluation
+
+
+def _load_both(args: GroundingArguments, seed: int, num_scenes: int):
     options = {"config": args.dataset_config, "on_error": args.on_error}
     options |= {"columns": args.columns, "bbox_format": args.bbox_format}
     if args.streaming:

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from transformers import HfArgumentParser
 
 from .dataset import ScenesDataset
-from .levels import LEVELS, SPLITS
+from .levels import LEVELS, SPLITS, level_of
 
 
 CELL = 300
@@ -45,9 +45,7 @@ class SheetArguments:
 def draw_sheet(arguments: SheetArguments) -> Image.Image:
     """A picture with `rows` x `columns` samples."""
     # Without a split, half the sheet shows what training sees, and the rest what the special test splits ask.
-    splits = (
-        [arguments.split] if arguments.split else ["train", *(split for split in SPLITS if split.startswith("test-"))]
-    )
+    splits = [arguments.split] if arguments.split else ["train", *_special_splits(arguments.level)]
     count = arguments.rows * arguments.columns
     special = splits[1:]
     names = [splits[0]] * (count - len(special)) + special if count > len(special) else splits[:count]
@@ -58,6 +56,18 @@ def draw_sheet(arguments: SheetArguments) -> Image.Image:
         column, row = number % arguments.columns, number // arguments.columns
         _draw_sample(sheet, column * CELL, row * (CELL + CAPTION), sample, title)
     return sheet
+
+
+def _special_splits(level: str) -> list[str]:
+    """The special test splits that a level has."""
+    special = []
+    for name, split in SPLITS.items():
+        try:
+            level_of(level, split.kind)
+        except ValueError:
+            continue
+        special += [name] if name.startswith("test-") else []
+    return special
 
 
 def _draw_sample(sheet: Image.Image, left: int, top: int, sample: dict, title: str) -> None:
@@ -75,8 +85,12 @@ def _draw_sample(sheet: Image.Image, left: int, top: int, sample: dict, title: s
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(SheetArguments).parse_args_into_dataclasses()
-    draw_sheet(arguments).save(arguments.output, quality=88, optimize=True)
+    parser = HfArgumentParser(SheetArguments)
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        draw_sheet(arguments).save(arguments.output, quality=88, optimize=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
