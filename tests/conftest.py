@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 
-# Before anything imports huggingface_hub, which reads it once: tests must not depend on a network.
+# Before anything imports what reads them once: tests must not depend on a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # Scripts in examples/ import each other as top-level modules.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

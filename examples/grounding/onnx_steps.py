@@ -20,6 +20,7 @@ a folder with a file per step and one file of weights that all of them share.
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict
 from importlib import import_module
@@ -62,6 +63,8 @@ def import_optional(name: str):
     Raises:
         DataError: if it is missing.
     """
+    # ONNX Runtime would report its use to its makers
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return import_module(name)
     except ImportError as error:
