@@ -75,7 +75,8 @@ def fingerprint(model) -> list[float]:
         linear.first_weight if isinstance(linear, PackedLinear) else linear.weight.detach()[0, 0] for linear in linears
     ]
     if getattr(model, "peft_config", None):
-        weights += [weight.detach()[0, 0] for name, weight in model.named_parameters() if "lora_" in name]
+        # a magnitude of DoRA is a vector
+        weights += [weight.detach().flatten()[0] for name, weight in model.named_parameters() if "lora_" in name]
     return [float(f"{float(weight):.6g}") for weight in weights]
 
 

@@ -111,7 +111,7 @@ def test_a_rule_of_another_checkpoint_is_refused():
         other.generate(**tiny_inputs(other.config), early_exit=True)
 
 
-@pytest.mark.parametrize("change", ["encoder", "box head", "adapter", "merged adapter"])
+@pytest.mark.parametrize("change", ["encoder", "box head", "adapter", "DoRA", "merged adapter"])
 def test_a_rule_is_refused_once_the_model_has_changed(change):
     model = tiny_model(dtype=torch.float32)
     inputs = tiny_inputs(model.config, dtype=torch.float32)
@@ -122,7 +122,8 @@ def test_a_rule_is_refused_once_the_model_has_changed(change):
         elif change == "box head":
             model.box_head.out_proj.weight += 1e-2
         else:
-            adapted = get_peft_model(model, lora_config(r=2, modules_to_save=None, init_lora_weights=False))
+            options = {"modules_to_save": None, "init_lora_weights": False, "use_dora": change == "DoRA"}
+            adapted = get_peft_model(model, lora_config(r=2, **options))
             model = adapted.merge_and_unload() if change == "merged adapter" else adapted.base_model.model
     model.generation_config.early_exit_rule = rule
     with pytest.raises(ValueError, match="another checkpoint"):
