@@ -22,6 +22,7 @@ another folder.
 """
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -64,8 +65,9 @@ class Arguments:
 
 
 def train(args: Arguments, arm: str, folder: Path):
-    """Train an arm, and note what it took."""
+    """Train an arm, and note what it took. One that was stopped starts anew, as its time is measured."""
     flags, is_full = ARMS[arm]
+    shutil.rmtree(folder, ignore_errors=True)
     start = time.monotonic()
     run_script(
         "run_visual_grounding.py",
