@@ -34,7 +34,7 @@ stage 5 4 --dataset_level primer --expressions_per_scene 4 --seed 5 --max_train_
     --lr_scheduler_type linear --num_warmup_steps 50 --per_device_train_batch_size 64 --selection_threshold 0.4
 
 # Smaller patches: each shows one thing rather than several, and only the boxes have to be learned again.
-python -m conversion.resize_patches "$out/5" "$out/5-finer" --patch_size 8
+python -m conversion.resize_pyramid "$out/5" "$out/5-finer" --patch_size 8
 stage 6 5-finer --dataset_level primer --expressions_per_scene 4 --seed 21 --max_train_steps 1500 --learning_rate 7e-4 \
     --lr_scheduler_type linear --num_warmup_steps 50 --per_device_train_batch_size 64 --selection_threshold 0.4 \
     --mixed_precision no --attn_implementation sdpa
@@ -44,7 +44,7 @@ stage 7 6 --dataset_level basic --expressions_per_scene 4 --seed 22 --max_train_
     --mixed_precision no --attn_implementation sdpa
 
 # Larger pictures and patches again, coarse to begin with: more than colours is told apart.
-python -m conversion.resize_patches "$out/7" "$out/7-larger" --patch_size 16 --longest_edge 512
+python -m conversion.resize_pyramid "$out/7" "$out/7-larger" --patch_size 16 --longest_edge 512
 stage 8 7-larger --dataset_level easy --expressions_per_scene 8 --seed 31 --max_train_steps 4000 --learning_rate 1.2e-3 \
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 100 --per_device_train_batch_size 128 \
     --longest_edge 512 --selection_threshold 1.0

@@ -1,4 +1,4 @@
-"""Another patch size: the model sees its patches as it saw those of the old size."""
+"""Another pyramid: patches look as at the old size, and further scales leave the first ones as they were."""
 
 import shutil
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
 
-from conversion.resize_patches import main, resize_patch_projection, resize_patches
+from conversion.resize_pyramid import main, resize_patch_projection, resize_pyramid
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
+from modeling_scanformer.pyramid_scanformer import scale_offsets
 
 
 def scaled_patches(pixel_values: torch.Tensor, patch_size: int, ratio: int) -> torch.Tensor:
@@ -22,7 +23,7 @@ def test_a_patch_looks_as_it_did_at_the_old_size(size, new_size, tmp_path):
     save_tiny_checkpoint(tmp_path)
     processor = ScanFormerProcessor.from_pretrained(tmp_path)
     model = tiny_model(patch_size=size)
-    resized, processor = resize_patches(model, processor, new_size, 24 * new_size // 2)
+    resized, processor = resize_pyramid(model, processor, new_size, longest_edge=24 * new_size // 2)
     assert resized.config.patch_size == processor.image_processor.patch_size == new_size
     small, large = sorted((size, new_size))
     inputs = tiny_inputs(tiny_model(patch_size=small).config)
@@ -32,6 +33,32 @@ def test_a_patch_looks_as_it_did_at_the_old_size(size, new_size, tmp_path):
         expected, actual = model(**before), resized.eval()(**after)
     torch.testing.assert_close(actual.scale_boxes, expected.scale_boxes, rtol=0, atol=1e-10)
     torch.testing.assert_close(actual.scale_scores, expected.scale_scores, rtol=0, atol=1e-10)
+
+
+def test_a_new_scale_leaves_the_others_as_they_were(tmp_path):
+    """More scales, then as few as before: the first ones give the same boxes throughout."""
+    save_tiny_checkpoint(tmp_path)
+    processor = ScanFormerProcessor.from_pretrained(tmp_path)
+    model = tiny_model()
+    deeper, processor = resize_pyramid(model, processor, num_scales=4)
+    image_processor = processor.image_processor
+    assert (deeper.config.num_scales, image_processor.num_scales, image_processor.size["longest_edge"]) == (4, 4, 48)
+    inputs = tiny_inputs(deeper.eval().config)
+    offset = scale_offsets(inputs["pixel_values"].shape[1], 4)[3]
+    coarse = {name: value[:, :offset] if name.startswith("pixel") else value for name, value in inputs.items()}
+    coarse["spatial_shapes"] = inputs["spatial_shapes"][:, :3]
+    with torch.no_grad():
+        expected, actual = model(**coarse), deeper(**inputs)
+    torch.testing.assert_close(actual.scale_boxes[:, :3], expected.scale_boxes, rtol=0, atol=1e-10)
+    assert not torch.allclose(actual.scale_boxes[:, 3], actual.scale_boxes[:, 2])
+    again, processor = resize_pyramid(deeper, processor, num_scales=3)
+    assert processor.image_processor.size["longest_edge"] == 24
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(**coarse).scale_boxes, expected.scale_boxes, rtol=0, atol=0)
+    single, processor = resize_pyramid(deeper, processor, num_scales=1)
+    assert single.config.num_scales == 1
+    with pytest.raises(ValueError, match="not learned to select"):
+        resize_pyramid(single, processor, num_scales=2)
 
 
 def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
@@ -49,6 +76,8 @@ def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
 def test_sizes_that_do_not_fit_are_named(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="multiple or a divisor of 4, got 3"):
         resize_patch_projection(torch.zeros(8, 48), 4, 3)
+    with pytest.raises(SystemExit, match="at least one scale"):
+        main(str(checkpoint), tmp_path / "out", num_scales=0)
     with pytest.raises(SystemExit, match="multiple of 16"):
         main(str(checkpoint), tmp_path / "out", patch_size=4, longest_edge=24)
     assert not (tmp_path / "out").exists()
