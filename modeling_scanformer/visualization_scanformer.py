@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # One per scale, coarse first; further scales start over.
-SCALE_COLORS = ("red", "lime", "blue")
+SCALE_COLORS = ("red", "lime", "blue", "magenta", "orange")
 _GAP = 8
 
 
