@@ -84,6 +84,7 @@ ARMS = {
     "selection end to end": Arm(changes=NO_TERMS, fresh_selector=True),
     "selection by the rate term": Arm(changes="relevance_loss_coefficient=0.0", fresh_selector=True),
     "selection by the relevance term": Arm(changes="selection_rate_loss_coefficient=0.0", fresh_selector=True),
+    "boxes of patches": Arm(shape="patch_box_loss_coefficient=3.0"),
     "Encoder1 of 2 layers": Arm(shape="selection_layer=2"),
     "Encoder1 of 5 layers": Arm(shape="selection_layer=5"),
 }

@@ -113,6 +113,7 @@ def visual_grounding_loss(
     config: ScanFormerConfig,
     boxes: torch.Tensor,
     score_logits: torch.Tensor,
+    patch_boxes: list[torch.Tensor],
     labels: torch.Tensor,
     outputs: ScanFormerModelOutput,
     pixel_attention_mask: torch.Tensor,
@@ -128,6 +129,8 @@ def visual_grounding_loss(
             Predicted relative boxes (center_x, center_y, width, height).
         score_logits (`torch.Tensor` of shape `(batch_size, num_scales)`):
             Logits of the scores.
+        patch_boxes (`list[torch.Tensor]` of shape `(batch_size, num_selected, 4)`):
+            Boxes that the patches read predict, by scale, in the same form; empty where nothing is asked of patches.
         labels (`torch.Tensor` of shape `(batch_size, 4)`):
             True boxes in the same form; a row of NaN where nothing fits.
         outputs ([`ScanFormerModelOutput`]):
@@ -137,7 +140,8 @@ def visual_grounding_loss(
 
     Returns:
         The weighted sum, and a dictionary of the unweighted losses: `loss_bbox_s`, `loss_giou_s`, `loss_score_s` of every
-        scale s, and with more than one scale `loss_relevance` and `loss_selection_rate`.
+        scale s, with more than one scale `loss_relevance` and `loss_selection_rate`, and with `patch_boxes`
+        `loss_patch_box`, which has the coefficients of L1 and GIoU in it.
     """
     has_target = ~labels.isnan().any(-1)
     labels = labels.to(boxes.dtype).nan_to_num()
@@ -160,7 +164,25 @@ def visual_grounding_loss(
         losses.update(_selection_losses(config, targets, has_target, outputs, pixel_attention_mask, spatial_shapes))
         loss = loss + config.relevance_loss_coefficient * losses["loss_relevance"]
         loss = loss + config.selection_rate_loss_coefficient * losses["loss_selection_rate"]
+    if patch_boxes:
+        losses["loss_patch_box"] = _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes)
+        loss = loss + config.patch_box_loss_coefficient * losses["loss_patch_box"]
     return loss, losses
+
+
+def _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes):
+    """The loss of the boxes that the patches on the target predict, averaged over them, samples and scales."""
+    targets = center_to_corners(labels)
+    losses = []
+    for scale, boxes in enumerate(patch_boxes):
+        indices = outputs.patch_indices[scale]
+        on_target = (indices >= 0) & relevance(indices, spatial_shapes[:, scale], targets)
+        distance = (boxes - labels[:, None]).abs().sum(-1)
+        _, giou = box_iou(center_to_corners(boxes), targets[:, None])
+        values = config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou)
+        values = values.where(on_target, 0).sum(1) / on_target.sum(1).clamp(min=1)
+        losses.append(_mean(values, has_target))
+    return torch.stack(losses).mean()
 
 
 def _selection_losses(config, targets, has_target, outputs, pixel_attention_mask, spatial_shapes):

@@ -566,8 +566,11 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         boxes, score_logits = self.predict(outputs.reg_states)
         loss, loss_dict = None, None
         if labels is not None:
+            patch_boxes = []
+            if self.config.patch_box_loss_coefficient > 0:
+                patch_boxes = [self.predict(states)[0] for states in outputs.patch_states]
             loss, loss_dict = visual_grounding_loss(
-                self.config, boxes, score_logits, labels, outputs, pixel_attention_mask, spatial_shapes
+                self.config, boxes, score_logits, patch_boxes, labels, outputs, pixel_attention_mask, spatial_shapes
             )
         scores = score_logits.sigmoid()
         return ScanFormerVisualGroundingOutput(

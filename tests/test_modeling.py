@@ -21,17 +21,18 @@ from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou
 
 
 def test_losses_add_up_by_their_coefficients():
-    model = tiny_model().train()
+    model = tiny_model(patch_box_loss_coefficient=0.5).train()
     outputs = model(**tiny_inputs(model.config), labels=tiny_labels())
     config, losses = model.config, outputs.loss_dict
     expected = config.relevance_loss_coefficient * losses["loss_relevance"]
     expected = expected + config.selection_rate_loss_coefficient * losses["loss_selection_rate"]
+    expected = expected + 0.5 * losses["loss_patch_box"]
     for scale in range(3):
         expected = expected + config.bbox_loss_coefficient * losses[f"loss_bbox_{scale}"]
         expected = expected + config.giou_loss_coefficient * losses[f"loss_giou_{scale}"]
         expected = expected + config.score_loss_coefficient * losses[f"loss_score_{scale}"]
     torch.testing.assert_close(outputs.loss, expected)
-    assert len(losses) == 11
+    assert len(losses) == 12
 
 
 def test_box_losses_and_iou_against_hand_computed_values():
@@ -60,6 +61,29 @@ def test_relevance_loss_weighs_both_kinds_alike_and_ignores_padding():
     torch.testing.assert_close(balanced_relevance_loss(logits, relevant, offered), expected[None])
 
 
+def test_every_patch_read_on_the_target_is_asked_for_its_box():
+    model = tiny_model(patch_box_loss_coefficient=1.0)
+    config, inputs, labels = model.config, tiny_inputs(model.config), tiny_labels()
+    labels[1] = torch.nan
+    with torch.no_grad():
+        loss = model(**inputs, labels=labels).loss_dict["loss_patch_box"]
+        outputs = model.model(**inputs)
+        total, num_asked = 0.0, 0
+        for row in (0, 2):
+            corners = center_to_corners(labels[row])
+            for scale, indices in enumerate(outputs.patch_indices):
+                grid = inputs["spatial_shapes"][row : row + 1, scale]
+                on_target = (indices[row] >= 0) & relevance(indices[row : row + 1], grid, corners[None])[0]
+                boxes = model.predict(outputs.patch_states[scale][row, on_target])[0]
+                distance = (boxes - labels[row]).abs().sum(-1)
+                giou = box_iou(center_to_corners(boxes), corners)[1]
+                losses = config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou)
+                total += losses.sum() / max(len(losses), 1)
+                num_asked += len(losses)
+    assert num_asked > 0
+    torch.testing.assert_close(loss, total / len(labels) / config.num_scales)
+
+
 def test_the_rate_loss_pulls_the_share_read_to_its_target_from_both_sides():
     for threshold, sign in ((0.99, -1), (0.01, 1)):
         model = tiny_model(selection_threshold=threshold, selection_target_rate=0.5).train()
@@ -72,7 +96,9 @@ def test_the_rate_loss_pulls_the_share_read_to_its_target_from_both_sides():
 
 
 def test_a_sample_without_target_teaches_the_score_only():
-    model = tiny_model(relevance_loss_coefficient=0, selection_rate_loss_coefficient=0).train()
+    model = tiny_model(
+        relevance_loss_coefficient=0, selection_rate_loss_coefficient=0, patch_box_loss_coefficient=1
+    ).train()
     labels = torch.full_like(tiny_labels(), torch.nan)
     outputs = model(**tiny_inputs(model.config), labels=labels)
     outputs.loss.backward()
@@ -84,7 +110,7 @@ def test_a_sample_without_target_teaches_the_score_only():
 
 @pytest.mark.parametrize("row_without_target", [None, 1])
 def test_loss_is_that_of_the_members_averaged(row_without_target):
-    model = tiny_model().train()
+    model = tiny_model(patch_box_loss_coefficient=1).train()
     inputs, labels = tiny_inputs(model.config), tiny_labels()
     if row_without_target is not None:
         labels[row_without_target] = torch.nan
