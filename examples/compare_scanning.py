@@ -42,7 +42,10 @@ from transformers import HfArgumentParser, set_seed
 from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, ScanFormerProcessor
 
 
-SIZE = "hidden_size=96,num_attention_heads=3,intermediate_size=384,num_hidden_layers=6,selection_layer=4,patch_size=8"
+MODEL = (
+    "hidden_size=96,num_attention_heads=3,intermediate_size=384,num_hidden_layers=6,selection_layer=4,patch_size=8,"
+    "patch_box_loss_coefficient=0.0"
+)
 LONGEST_EDGE = 64  # of the finest of three scales, in pixels
 SELECTION = ("--selection_threshold", "0.1", "--selection_anneal_steps", "100")
 EVERY_PATCH = ("--selection_threshold", "0")
@@ -84,7 +87,7 @@ ARMS = {
     "selection end to end": Arm(changes=NO_TERMS, fresh_selector=True),
     "selection by the rate term": Arm(changes="relevance_loss_coefficient=0.0", fresh_selector=True),
     "selection by the relevance term": Arm(changes="selection_rate_loss_coefficient=0.0", fresh_selector=True),
-    "boxes of patches": Arm(shape="patch_box_loss_coefficient=3.0"),
+    "boxes of patches": Arm(shape="patch_box_loss_coefficient=3.0", num_seeds=3),
     "Encoder1 of 2 layers": Arm(shape="selection_layer=2"),
     "Encoder1 of 5 layers": Arm(shape="selection_layer=5"),
 }
@@ -96,7 +99,7 @@ class Arguments:
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Some of: {', '.join(ARMS)}."})
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
-        metadata={"help": "Seeds of weights and data, of 0, 1 and 2; the arms beyond the third have 0 only."},
+        metadata={"help": "Seeds of weights and data, of 0, 1 and 2; most arms have 0 only."},
     )
     dataset_level: str = field(default="colors", metadata={"help": "Level of Scenes."})
     splits: list[str] = field(
@@ -139,7 +142,7 @@ def train_start(args: Arguments, arm: Arm, seed: int) -> Path:
     name = f"start-{arm.shape or 'num_scales=3'}-{seed}"
     untrained, output = (Path(args.output_dir) / f"{name}{suffix}" for suffix in ("-untrained", ""))
     if not (untrained / "processor_config.json").is_file():
-        for part in create_model(",".join(filter(None, [SIZE, arm.shape])), LONGEST_EDGE, seed):
+        for part in create_model(",".join(filter(None, [MODEL, arm.shape])), LONGEST_EDGE, seed):
             part.save_pretrained(untrained)
     flags = ("--max_train_steps", str(args.start_steps), "--num_warmup_steps", "100")
     train(args, untrained, output, seed, (*flags, "--lr_scheduler_type", "constant_with_warmup", *EVERY_PATCH))

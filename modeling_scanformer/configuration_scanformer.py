@@ -91,9 +91,9 @@ class ScanFormerConfig(PreTrainedConfig):
             Weight of the L1 loss of the box of every scale.
         giou_loss_coefficient (`float`, *optional*, defaults to 2.0):
             Weight of the generalized IoU loss of the box of every scale.
-        patch_box_loss_coefficient (`float`, *optional*, defaults to 0.0):
-            Weight of the auxiliary loss that asks every patch read that overlaps the target for the target's box, of all
-            scales together. With 0.0 it is not computed.
+        patch_box_loss_coefficient (`float`, *optional*, defaults to 3.0):
+            Weight of the auxiliary loss that asks every patch read that overlaps the target for the target's box, by the
+            head that gives [REG]'s. Inference does not change.
         score_loss_coefficient (`float`, *optional*, defaults to 1.0):
             Weight of the cross-entropy of the score of every scale against the IoU of its box.
         relevance_loss_coefficient (`float`, *optional*, defaults to 30.0):
@@ -149,7 +149,7 @@ class ScanFormerConfig(PreTrainedConfig):
     merge_constant_tokens: bool = True
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
-    patch_box_loss_coefficient: float | int = 0.0
+    patch_box_loss_coefficient: float | int = 3.0
     score_loss_coefficient: float | int = 1.0
     relevance_loss_coefficient: float | int = 30.0
     selection_rate_loss_coefficient: float | int = 1.0

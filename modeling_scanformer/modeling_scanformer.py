@@ -568,7 +568,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         if labels is not None:
             patch_boxes = []
             if self.config.patch_box_loss_coefficient > 0:
-                patch_boxes = [self.predict(states)[0] for states in outputs.patch_states]
+                patch_boxes = [self._predict_boxes(states) for states in outputs.patch_states]
             loss, loss_dict = visual_grounding_loss(
                 self.config, boxes, score_logits, patch_boxes, labels, outputs, pixel_attention_mask, spatial_shapes
             )
@@ -600,8 +600,12 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             Boxes of shape `(..., 4)`, relative (center_x, center_y, width, height), and score logits of shape `(...)`, at
             least in float32.
         """
-        dtype = torch.promote_types(reg_states.dtype, torch.float32)
-        return self.box_head(reg_states).to(dtype).sigmoid(), self.score_head(reg_states).to(dtype)[..., 0]
+        score_logits = self.score_head(reg_states)[..., 0]
+        return self._predict_boxes(reg_states), score_logits.to(torch.promote_types(score_logits.dtype, torch.float32))
+
+    def _predict_boxes(self, states: torch.Tensor) -> torch.Tensor:
+        boxes = self.box_head(states)
+        return boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
 
 
 __all__ = [

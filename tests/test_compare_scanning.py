@@ -43,6 +43,26 @@ def test_arms_share_their_start_and_are_not_run_again(tmp_path, monkeypatch, cap
     run(monkeypatch, *arguments)
 
 
+def test_one_arm_alone_has_the_loss_of_the_boxes_of_patches(tmp_path, monkeypatch):
+    arguments = ["--start_steps", 1, "--finish_steps", 1, "--per_device_train_batch_size", 2, "--num_test_samples", 2]
+    run(
+        monkeypatch,
+        "--output_dir",
+        tmp_path,
+        "--arms",
+        "boxes of patches",
+        "--seeds",
+        0,
+        "--splits",
+        "test",
+        *arguments,
+    )
+    assert ScanFormerConfig.from_pretrained(tmp_path / "boxes-of-patches-0").patch_box_loss_coefficient > 0
+    others = [arm for name, arm in compare_scanning.ARMS.items() if name != "boxes of patches"]
+    assert not [arm for arm in others if "patch_box" in arm.shape + arm.changes]
+    assert "patch_box_loss_coefficient=0.0" in compare_scanning.MODEL
+
+
 def test_rows_are_means_over_seeds():
     def results(accuracy: float) -> dict:
         costs = {"patches_read_total": 0.25, "flops_per_sample": 2e6, "latency_ms": 3.0}

@@ -75,6 +75,22 @@ def test_all_of_the_model_is_trained_or_its_heads(finetune, checkpoint, tmp_path
     assert changed(tmp_path / "heads", checkpoint) == {"selection_head", "box_head", "score_head"}
 
 
+def test_the_configuration_can_be_changed(finetune, tmp_path):
+    _, lines = finetune(
+        max_train_steps=2, config_overrides="patch_box_loss_coefficient=0.0,score_loss_coefficient=0.5"
+    )
+    losses = next(line for line in lines if "loss" in line)
+    assert "loss_relevance" in losses and "loss_patch_box" not in losses
+    assert ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out").config.score_loss_coefficient == 0.5
+    for overrides, message in (
+        ("patch_loss=0.0", "patch_loss"),
+        ("selection_target_rate=2.0", "must lie in"),
+        ("intermediate_size=64", "mismatched_sizes"),
+    ):
+        with pytest.raises(SystemExit, match=f"Cannot load the model(?s:.*)({message})"):
+            finetune(output_dir=tmp_path / "other", config_overrides=overrides)
+
+
 def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_path):
     adapter = tmp_path / "adapter"
     _, lines = finetune(output_dir=adapter, lora_r=4, rslora=True, gradient_checkpointing=True)

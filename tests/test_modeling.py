@@ -21,12 +21,12 @@ from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou
 
 
 def test_losses_add_up_by_their_coefficients():
-    model = tiny_model(patch_box_loss_coefficient=0.5).train()
+    model = tiny_model().train()
     outputs = model(**tiny_inputs(model.config), labels=tiny_labels())
     config, losses = model.config, outputs.loss_dict
     expected = config.relevance_loss_coefficient * losses["loss_relevance"]
     expected = expected + config.selection_rate_loss_coefficient * losses["loss_selection_rate"]
-    expected = expected + 0.5 * losses["loss_patch_box"]
+    expected = expected + config.patch_box_loss_coefficient * losses["loss_patch_box"]
     for scale in range(3):
         expected = expected + config.bbox_loss_coefficient * losses[f"loss_bbox_{scale}"]
         expected = expected + config.giou_loss_coefficient * losses[f"loss_giou_{scale}"]
@@ -62,7 +62,7 @@ def test_relevance_loss_weighs_both_kinds_alike_and_ignores_padding():
 
 
 def test_every_patch_read_on_the_target_is_asked_for_its_box():
-    model = tiny_model(patch_box_loss_coefficient=1.0)
+    model = tiny_model()
     config, inputs, labels = model.config, tiny_inputs(model.config), tiny_labels()
     labels[1] = torch.nan
     with torch.no_grad():
@@ -96,9 +96,7 @@ def test_the_rate_loss_pulls_the_share_read_to_its_target_from_both_sides():
 
 
 def test_a_sample_without_target_teaches_the_score_only():
-    model = tiny_model(
-        relevance_loss_coefficient=0, selection_rate_loss_coefficient=0, patch_box_loss_coefficient=1
-    ).train()
+    model = tiny_model(relevance_loss_coefficient=0, selection_rate_loss_coefficient=0).train()
     labels = torch.full_like(tiny_labels(), torch.nan)
     outputs = model(**tiny_inputs(model.config), labels=labels)
     outputs.loss.backward()
@@ -110,7 +108,7 @@ def test_a_sample_without_target_teaches_the_score_only():
 
 @pytest.mark.parametrize("row_without_target", [None, 1])
 def test_loss_is_that_of_the_members_averaged(row_without_target):
-    model = tiny_model(patch_box_loss_coefficient=1).train()
+    model = tiny_model().train()
     inputs, labels = tiny_inputs(model.config), tiny_labels()
     if row_without_target is not None:
         labels[row_without_target] = torch.nan

@@ -41,6 +41,9 @@ class GroundingArguments(ColumnArguments):
     model_name_or_path: str = field(
         metadata={"help": "Model or adapter to start from: a folder or an id on the Hub."},
     )
+    config_overrides: str = field(
+        default="", metadata={"help": "Changes to its configuration: name=value, separated by commas."}
+    )
     dataset: str = field(
         default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
     )

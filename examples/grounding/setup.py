@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 import PIL.Image
+from huggingface_hub.errors import StrictDataclassError
 from peft import (
     PeftConfig,
     PeftModel,
@@ -27,7 +28,7 @@ from peft import (
 )
 from transformers.utils import find_adapter_config_file, logging
 
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.adapters_scanformer import lora_config, quantization_config
 
 from .arguments import GroundingArguments
@@ -67,10 +68,14 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
             _check_adapter_options(args)
             base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
         processor = load_processor(args.model_name_or_path, base)
-        model = ScanFormerForVisualGrounding.from_pretrained(base, **options)
+        config = ScanFormerConfig.from_pretrained(base)
+        if args.config_overrides:
+            config.update_from_string(args.config_overrides)
+            config.validate()
+        model = ScanFormerForVisualGrounding.from_pretrained(base, config=config, **options)
     except DataError:
         raise
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, StrictDataclassError, ValueError) as error:
         raise DataError(_describe_missing_model(args.model_name_or_path, base, error)) from error
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
