@@ -171,7 +171,10 @@ def visual_grounding_loss(
 
 
 def _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes):
-    """The loss of the boxes that the patches on the target predict, averaged over them, samples and scales."""
+    """
+    The loss of the boxes that the patches on the target predict, averaged over them, samples and scales: what FCOS (Tian et
+    al., arXiv 1904.01355) asks of the places inside a box.
+    """
     targets = center_to_corners(labels)
     losses = []
     for scale, boxes in enumerate(patch_boxes):
