@@ -44,19 +44,9 @@ def test_arms_share_their_start_and_are_not_run_again(tmp_path, monkeypatch, cap
 
 
 def test_one_arm_alone_has_the_loss_of_the_boxes_of_patches(tmp_path, monkeypatch):
-    arguments = ["--start_steps", 1, "--finish_steps", 1, "--per_device_train_batch_size", 2, "--num_test_samples", 2]
-    run(
-        monkeypatch,
-        "--output_dir",
-        tmp_path,
-        "--arms",
-        "boxes of patches",
-        "--seeds",
-        0,
-        "--splits",
-        "test",
-        *arguments,
-    )
+    arguments = ["--output_dir", tmp_path, "--arms", "boxes of patches", "--seeds", 0, "--splits", "test"]
+    arguments += ["--num_test_samples", 2, "--start_steps", 1, "--finish_steps", 1, "--per_device_train_batch_size", 2]
+    run(monkeypatch, *arguments)
     assert ScanFormerConfig.from_pretrained(tmp_path / "boxes-of-patches-0").patch_box_loss_coefficient > 0
     others = [arm for name, arm in compare_scanning.ARMS.items() if name != "boxes of patches"]
     assert not [arm for arm in others if "patch_box" in arm.shape + arm.changes]
