@@ -76,12 +76,15 @@ stage_of_two() { # name, start, options of the launcher, and what differs
 compiled="--dynamo_backend inductor --dynamo_use_regional_compilation --dynamo_use_dynamic"
 stage_of_two 12 11 "$compiled" --longest_edge 256 --seed 61 --max_train_steps 1300 --learning_rate 1e-3 \
     --lr_scheduler_type linear --num_warmup_steps 50 --per_device_train_batch_size 64 --eval_steps 1000
-stage_of_two 13 12 "$compiled" --longest_edge 256 --seed 71 --max_train_steps 500 --learning_rate 1e-3 \
-    --lr_scheduler_type constant_with_warmup --num_warmup_steps 50 --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 2 --eval_steps 3000
-stage_of_two 14 13 "$compiled" --longest_edge 256 --seed 72 --max_train_steps 900 --learning_rate 5e-4 \
-    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 2 --eval_steps 3000
+# A batch is padded to the sample that reads most: two of 32 take less than one of 64.
+compiled_stage() { # name, start, and what differs
+    stage_of_two "$1" "$2" "$compiled" --longest_edge 256 --per_device_train_batch_size 32 \
+        --gradient_accumulation_steps 2 --eval_steps 3000 "${@:3}"
+}
+compiled_stage 13 12 --seed 71 --max_train_steps 500 --learning_rate 1e-3 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 50
+compiled_stage 14 13 --seed 72 --max_train_steps 900 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
 # With a fourth scale, for small things. It gains too little yet for what it costs, and is cut off again: nothing earlier
 # attends to it, so the other three stay what they became.
 python -m conversion.resize_pyramid "$out/14" "$out/14-deeper" --num_scales 4
@@ -89,13 +92,11 @@ stage_of_two 15 14-deeper "" --longest_edge 512 --seed 73 --max_train_steps 290 
     --lr_scheduler_type linear --num_warmup_steps 20 --per_device_train_batch_size 16 \
     --gradient_accumulation_steps 4 --eval_steps 3000
 python -m conversion.resize_pyramid "$out/15" "$out/16" --num_scales 3
-# The patches on the target are asked for its box, too. The weights here went through stage 17 on one process, in batches of 32.
-stage_of_two 17 16 "$compiled" --longest_edge 256 --seed 81 --max_train_steps 250 --learning_rate 5e-4 \
-    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 2 --eval_steps 3000 --config_overrides patch_box_loss_coefficient=3.0
-stage_of_two 18 17 "$compiled" --longest_edge 256 --seed 82 --max_train_steps 700 --learning_rate 5e-4 \
-    --lr_scheduler_type constant_with_warmup --num_warmup_steps 10 --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 2 --eval_steps 3000
-stage_of_two 19 18 "$compiled" --longest_edge 256 --seed 83 --max_train_steps 1300 --learning_rate 5e-4 \
-    --lr_scheduler_type linear --num_warmup_steps 10 --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 2 --eval_steps 3000
+# The patches on the target are asked for its box, too. The weights here went through stage 17 on one process, in four batches
+# of 32 a step.
+compiled_stage 17 16 --seed 81 --max_train_steps 250 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --config_overrides patch_box_loss_coefficient=3.0
+compiled_stage 18 17 --seed 82 --max_train_steps 700 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 10
+compiled_stage 19 18 --seed 83 --max_train_steps 1300 --learning_rate 5e-4 \
+    --lr_scheduler_type linear --num_warmup_steps 10
