@@ -78,7 +78,7 @@ class Arguments:
     expression: str = field(default="the violet disc", metadata={"help": "... and what to look for in it."})
     evaluate_level: str | None = field(
         default=None,
-        metadata={"help": "Level of Scenes to evaluate on: colors, primer, basic, easy, standard or hard."},
+        metadata={"help": "Level of Scenes to evaluate on: colors, primer, basic, easy, contrasts, standard or hard."},
     )
     num_samples: int = field(default=200, metadata={"help": "Pictures of the test split to evaluate on."})
     seed: int = field(default=123, metadata={"help": "Seed of these pictures."})

@@ -16,6 +16,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -196,6 +197,7 @@ class Person:
     "split, level",
     [
         ("train", "easy"),
+        ("train", "contrasts"),
         ("train", "standard"),
         ("test", "hard"),
         ("test-dense", "standard"),
@@ -209,6 +211,16 @@ def test_exactly_one_object_fits_whoever_is_asked(split, level):
             found = Person(sample["scene"], generous).answer(sample["program"])
             assert found == [sample["scene"]["target"]], (sample["expression"], sample["program"])
         assert execute(sample["program"], Facts(sample["scene"])) == sample["scene"]["target"]
+
+
+def test_contrasts_are_alike_save_for_one_attribute():
+    kinds = set()
+    for sample in samples("train", 40, level="contrasts"):
+        looks = [[item[name] for name in ("size", "color", "texture", "shape")] for item in sample["scene"]["objects"]]
+        differences = {sum(a != b for a, b in zip(*pair)) for pair in combinations(looks, 2)}
+        assert 3 <= len(looks) <= 6 and min(differences) <= 1, looks
+        kinds.add(sample["expression_type"])
+    assert kinds == {"attribute", "ordinal", "negation"}
 
 
 def test_nothing_fits_expressions_without_target():

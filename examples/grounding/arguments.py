@@ -52,7 +52,8 @@ class GroundingArguments(ColumnArguments):
         default=False, metadata={"help": "Read the data while training, without copying it first."}
     )
     dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
+        default="standard",
+        metadata={"help": "Level of Scenes: colors, primer, basic, easy, contrasts, standard or hard."},
     )
     expressions_per_scene: int = field(
         default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}

@@ -29,7 +29,8 @@ class RunArguments:
     model: str | None = field(default=None, metadata={"help": "Model to run: a folder or an id on the Hub."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
     dataset_level: str = field(
-        default="standard", metadata={"help": "Level of Scenes: colors, primer, basic, easy, standard or hard."}
+        default="standard",
+        metadata={"help": "Level of Scenes: colors, primer, basic, easy, contrasts, standard or hard."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
     max_samples: int | None = field(

@@ -80,6 +80,18 @@ LEVELS = {
         redundancy=0.5,
         noise=(1, 3),
     ),
+    "contrasts": Level(
+        objects=(3, 6),
+        longest_side=(256, 384),
+        elongation=1.5,
+        sizes={"medium": 0.4, "large": 0.6},
+        minimum_side=20.0,
+        occlusion=0.0,
+        copies=1.0,
+        expressions={"attribute": 0.4, "ordinal": 0.3, "negation": 0.3},
+        redundancy=0.1,
+        noise=(1, 6),
+    ),
     "standard": Level(
         objects=(3, 15),
         longest_side=(256, 640),
