@@ -16,6 +16,7 @@
 from dataclasses import asdict, dataclass, fields
 
 import torch
+from torch import nn
 
 from .loss_scanformer import box_iou, center_to_corners
 from .packing_scanformer import PackedLinear
@@ -59,7 +60,7 @@ def exit_signals(
         agreement = change = torch.zeros_like(wanted)
     else:
         agreement, _ = box_iou(center_to_corners(boxes), center_to_corners(previous[0]))
-        change = 1 - torch.nn.functional.cosine_similarity(reg_states.float(), previous[1].float())
+        change = 1 - nn.functional.cosine_similarity(reg_states.float(), previous[1].float())
     return torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
 
 
@@ -71,13 +72,26 @@ def fingerprint(model) -> list[float]:
     linears = [model.box_head.out_proj, model.score_head.out_proj]
     for layer in model.model.layers:
         linears += [layer.attention.q_proj, layer.attention.v_proj, layer.mlp.fc2]
-    weights = [
-        linear.first_weight if isinstance(linear, PackedLinear) else linear.weight.detach()[0, 0] for linear in linears
+    linears = [getattr(linear, "base_layer", linear) for linear in linears]  # below an adapter
+    numbers = [
+        _first_number(linear, "first_weight" if isinstance(linear, PackedLinear) else "weight") for linear in linears
     ]
     if getattr(model, "peft_config", None):
-        # a magnitude of DoRA is a vector
-        weights += [weight.detach().flatten()[0] for name, weight in model.named_parameters() if "lora_" in name]
-    return [float(f"{float(weight):.6g}") for weight in weights]
+        for path, module in model.named_modules():
+            names = [name for name, _ in module.named_parameters(recurse=False) if "lora_" in f"{path}.{name}"]
+            numbers += [_first_number(module, name) for name in names]
+    return [float(f"{number:.6g}") for number in numbers]
+
+
+def _first_number(module: nn.Module, name: str) -> float:
+    """Of a module's weight, which may be a vector; one that Accelerate has offloaded is fetched for the moment."""
+    offloaded = getattr(module, name).is_meta
+    if offloaded:
+        module._hf_hook.pre_forward(module)
+    number = float(getattr(module, name).detach().flatten()[0])
+    if offloaded:
+        module._hf_hook.post_forward(module, None)
+    return number
 
 
 def has_fingerprint(model, numbers: list[float]) -> bool:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from peft import get_peft_model
 from tiny import take_row, tiny_inputs, tiny_model
 from transformers.generation.streamers import BaseStreamer
@@ -134,6 +135,24 @@ def test_a_rule_knows_its_model_packed():
     model = tiny_model(dtype=torch.float32)
     model.generation_config.early_exit_rule = rule_for(model).to_dict()
     pack_weights(model).generate(**tiny_inputs(model.config, dtype=torch.float32), early_exit=True)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+def test_a_rule_knows_its_model_offloaded(offload, adapted, tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    if adapted:
+        adapter = lora_config(r=2, modules_to_save=None, init_lora_weights=False)
+        model = get_peft_model(model, adapter).base_model.model
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    expected = model.generate(**inputs, early_exit=True)
+    folder = {"offload_dir": tmp_path} if offload is disk_offload else {}
+    offload(model, execution_device=torch.device("cpu"), **folder)
+    outputs = model.generate(**inputs, early_exit=True)
+    assert torch.equal(outputs.scales_read, expected.scales_read)
+    torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
