@@ -16,7 +16,12 @@ def run(monkeypatch, *arguments):
 def test_an_arm_is_trained_evaluated_and_not_run_again(checkpoint, tmp_path, monkeypatch, capsys):
     arguments = ["--model", checkpoint, "--output_dir", tmp_path, "--arms", "LoRA r=4", "--dataset_level", "primer"]
     arguments += ["--max_train_steps", 1, "--per_device_train_batch_size", 2, "--num_test_samples", 2]
+    # what was stopped before it was timed is trained anew
+    stopped = tmp_path / "LoRA-r4" / "checkpoint-1"
+    stopped.mkdir(parents=True)
+    (stopped.parent / "log.jsonl").write_text('{"trainable_parameters": 3, "all_parameters": 2}\n')
     run(monkeypatch, *arguments)
+    assert not stopped.exists()
     (figures,) = json.loads((tmp_path / "table.json").read_text())["arms"].values()
     assert 0 < figures["trained"] < 1 and figures["megabytes"] > 0 and figures["seconds"] > 0
     assert {figures["new"], figures["old"]} <= {0.0, 0.5, 1.0}
