@@ -33,7 +33,8 @@ BUDGET_SPLITS = ("none", "content", "even")
 # What decides inside a region, or in the whole picture. The last two look at nothing that the model knows: baselines.
 BUDGET_SCORES = ("informativeness", "attention", "random", "center")
 
-# Float64 misses whole numbers by less than this.
+# Float64 misses whole numbers by less than this. Some accelerators (MPS) do not know it, so shares, which are few numbers, are
+# computed on the CPU.
 ROUNDING = 1e-6
 
 
@@ -75,12 +76,14 @@ def apportion(weights: torch.Tensor, capacities: torch.Tensor, total: torch.Tens
     Returns:
         `torch.LongTensor` of shape `(batch_size, num_parts)` with the sum `min(total, capacities.sum(1))`.
     """
+    device = weights.device
+    weights, capacities, total = weights.cpu(), capacities.cpu(), total.cpu()
     total = torch.minimum(total, capacities.sum(1))
     quotas = fill(weights, capacities, total)
     shares = (quotas + ROUNDING).floor().long()
     remainders = (quotas - shares).masked_fill(shares >= capacities, -1)
     ranks = remainders.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return shares + (ranks < (total - shares.sum(1))[:, None])
+    return (shares + (ranks < (total - shares.sum(1))[:, None])).to(device)
 
 
 def keep_best(regions: torch.Tensor, shares: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -260,6 +263,7 @@ def plan_budget(
             else amount + 0 * patches
         )
 
+    device, num_patches = num_patches.device, num_patches.cpu()
     coarsest = num_patches[:, 0]
     if isinstance(token_budget, list):
         if len(token_budget) != num_patches.shape[1]:
@@ -283,7 +287,8 @@ def plan_budget(
             f"read whole, has up to {int(coarsest.max())}, {100 * float((coarsest / num_patches.sum(1)).max()):.1f} % of "
             "all. Give a larger budget."
         )
-    spent = None if isinstance(token_budget, list) else torch.zeros_like(coarsest)
+    limits = limits.to(device)
+    spent = None if isinstance(token_budget, list) else torch.zeros_like(limits[:, 0])
     return TokenBudget(limits, spent, split, score, score_layer)
 
 
