@@ -64,29 +64,26 @@ _BASIC = Level(
     noise=(1, 3),
 )
 
+_EASY = Level(
+    objects=(3, 6),
+    longest_side=(256, 384),
+    elongation=1.5,
+    sizes={"medium": 0.4, "large": 0.6},
+    minimum_side=20.0,
+    occlusion=0.0,
+    copies=0.3,
+    expressions={"attribute": 0.7, "superlative": 0.3},
+    redundancy=0.5,
+    noise=(1, 3),
+)
+
 LEVELS = {
     "colors": replace(_BASIC, named=("color",), distinct=("color",)),
     "primer": replace(_BASIC, named=("color",)),
     "basic": _BASIC,
-    "easy": Level(
-        objects=(3, 6),
-        longest_side=(256, 384),
-        elongation=1.5,
-        sizes={"medium": 0.4, "large": 0.6},
-        minimum_side=20.0,
-        occlusion=0.0,
-        copies=0.3,
-        expressions={"attribute": 0.7, "superlative": 0.3},
-        redundancy=0.5,
-        noise=(1, 3),
-    ),
-    "contrasts": Level(
-        objects=(3, 6),
-        longest_side=(256, 384),
-        elongation=1.5,
-        sizes={"medium": 0.4, "large": 0.6},
-        minimum_side=20.0,
-        occlusion=0.0,
+    "easy": _EASY,
+    "contrasts": replace(
+        _EASY,
         copies=1.0,
         expressions={"attribute": 0.4, "ordinal": 0.3, "negation": 0.3},
         redundancy=0.1,
