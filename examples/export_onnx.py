@@ -39,6 +39,7 @@ from grounding.evaluation import count_patches, make_predictions, summarize
 from grounding.onnx_steps import FLOAT32, INT8, export_onnx, import_optional, load_onnx_scanner, quantize_onnx
 from grounding.report import to_table
 from grounding.run import RunArguments, load_model
+from scenes import LEVELS
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BatchFeature, HfArgumentParser
@@ -78,7 +79,7 @@ class Arguments:
     expression: str = field(default="the violet disc", metadata={"help": "... and what to look for in it."})
     evaluate_level: str | None = field(
         default=None,
-        metadata={"help": "Level of Scenes to evaluate on: colors, primer, basic, easy, contrasts, standard or hard."},
+        metadata={"help": f"Level of Scenes to evaluate on: {', '.join(LEVELS)}."},
     )
     num_samples: int = field(default=200, metadata={"help": "Pictures of the test split to evaluate on."})
     seed: int = field(default=123, metadata={"help": "Seed of these pictures."})

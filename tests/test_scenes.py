@@ -196,6 +196,7 @@ class Person:
 @pytest.mark.parametrize(
     "split, level",
     [
+        ("train", "shapes"),
         ("train", "easy"),
         ("train", "contrasts"),
         ("train", "standard"),

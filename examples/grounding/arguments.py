@@ -16,6 +16,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scenes import LEVELS
+
 from .augmentation import AUGMENTATIONS
 from .checks import DataError
 
@@ -53,7 +55,7 @@ class GroundingArguments(ColumnArguments):
     )
     dataset_level: str = field(
         default="standard",
-        metadata={"help": "Level of Scenes: colors, primer, basic, easy, contrasts, standard or hard."},
+        metadata={"help": f"Level of Scenes: {', '.join(LEVELS)}."},
     )
     expressions_per_scene: int = field(
         default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
+from scenes import LEVELS
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -30,7 +31,7 @@ class RunArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where a data set has several."})
     dataset_level: str = field(
         default="standard",
-        metadata={"help": "Level of Scenes: colors, primer, basic, easy, contrasts, standard or hard."},
+        metadata={"help": f"Level of Scenes: {', '.join(LEVELS)}."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of Scenes: another one gives fresh pictures of the split."})
     max_samples: int | None = field(

@@ -81,6 +81,7 @@ LEVELS = {
     "colors": replace(_BASIC, named=("color",), distinct=("color",)),
     "primer": replace(_BASIC, named=("color",)),
     "basic": _BASIC,
+    "shapes": replace(_BASIC, objects=(3, 6), minimum_side=20.0, named=("shape",), distinct=("shape",)),
     "easy": _EASY,
     "contrasts": replace(
         _EASY,
