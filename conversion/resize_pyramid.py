@@ -33,7 +33,7 @@ from typing import Annotated
 import torch
 import typer
 
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
 
 
 PATCHES = "model.patch_embeddings"
@@ -124,14 +124,22 @@ def resize_pyramid(
     config = type(config).from_dict({**config.to_dict(), "patch_size": patch_size, "num_scales": num_scales})
     resized = ScanFormerForVisualGrounding(config).to(model.dtype)
     resized.load_state_dict({name: weights[name] for name in resized.state_dict()})
-    resized.generation_config = copy.deepcopy(model.generation_config)
-    # the rule was calibrated on another model
-    resized.generation_config.early_exit_rule = None
-    if (resized.generation_config.max_scales or 0) > num_scales:
-        resized.generation_config.max_scales = None
+    resized.generation_config = adapt_generation_config(model.generation_config, num_scales)
     image_processor.patch_size, image_processor.num_scales = patch_size, num_scales
     image_processor.size = {"longest_edge": edge}
     return resized, processor
+
+
+def adapt_generation_config(config: ScanFormerGenerationConfig, num_scales: int) -> ScanFormerGenerationConfig:
+    """What of the options means something for another model, of so many scales."""
+    config = copy.deepcopy(config)
+    # the rule was calibrated on the model as it was
+    config.early_exit = config.early_exit_rule = None
+    if (config.max_scales or 0) > num_scales:
+        config.max_scales = None
+    if isinstance(config.token_budget, list) and len(config.token_budget) != num_scales:
+        config.token_budget = config.budget_split = config.budget_score = None
+    return config
 
 
 def main(
@@ -156,10 +164,10 @@ def main(
         model = ScanFormerForVisualGrounding.from_pretrained(source)
         processor = ScanFormerProcessor.from_pretrained(source)
         model, processor = resize_pyramid(model, processor, patch_size, num_scales, longest_edge)
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
     image_processor = processor.image_processor
     print(
         f"{out}: {image_processor.num_scales} scales of patches of {image_processor.patch_size} pixels, pictures of "

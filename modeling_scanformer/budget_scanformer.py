@@ -134,7 +134,7 @@ def reg_attention(
     query = attention.q_proj(layer.layernorm_before(reg_states))
     query = query.view(len(query), keys.shape[1], 1, attention.head_dim)
     logits = (query @ keys.transpose(2, 3))[:, :, 0] * attention.scaling  # (batch_size, num_heads, num_keys)
-    return (logits + key_bias[:, None]).softmax(dim=-1).mean(dim=1)
+    return (logits + key_bias[:, None].to(logits.device)).softmax(dim=-1).mean(dim=1)
 
 
 @dataclass

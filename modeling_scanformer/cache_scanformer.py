@@ -95,7 +95,8 @@ class ScanCache(DynamicCache):
             self.key_bias = self.key_bias.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: torch.Tensor):
-        super().batch_select_indices(indices)
+        for layer in self.layers:  # with a device map, they lie on several devices
+            layer.batch_select_indices(indices if layer.keys is None else indices.to(layer.keys.device))
         if self.key_bias is not None:
             self.key_bias = self.key_bias[indices]
 

@@ -24,7 +24,7 @@ def embedding_row(table: nn.Embedding, index: int, device: torch.device) -> torc
     One row of a table, of shape `(embedding_dim,)`, by a call of the module: hooks that bring weights to where they are
     needed, such as Accelerate's of offloaded models, see calls only.
     """
-    return table(torch.full((), index, dtype=torch.long, device=device))
+    return table(torch.full((), index, dtype=torch.long, device=device)).to(device)
 
 
 class ScanFormerTextEmbeddings(nn.Module):

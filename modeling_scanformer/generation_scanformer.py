@@ -203,6 +203,9 @@ class ScanFormerGenerationMixin:
                 f"`generate` got unknown arguments {unknown}. Besides the model's inputs it takes a streamer and the "
                 f"options {sorted(OPTIONS)}."
             )
+        if "token_budget" in kwargs and kwargs["token_budget"] is None:
+            # nothing is left of a saved budget, also of how it was to be spent
+            config.budget_split = config.budget_score = None
         config.update(**kwargs)
         num_scales = self.config.num_scales
         if config.max_scales is not None and config.max_scales > num_scales:

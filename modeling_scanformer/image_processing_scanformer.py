@@ -16,6 +16,7 @@
 import base64
 import math
 import os
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,10 @@ def _check_finite(samples: np.ndarray):
 
 def flatten_images(images: ImageInput) -> list:
     """
-    Make a flat list of one picture, a batch (an array of four dimensions), or nested lists of either.
+    Make a flat list of one picture, a batch (an array of four dimensions), or nested lists of either; a column of a data
+    set is a list, too.
     """
-    if isinstance(images, (list, tuple)):
+    if isinstance(images, Sequence) and not isinstance(images, str):
         return [image for group in images for image in flatten_images(group)]
     if is_valid_image(images) and not isinstance(images, PIL.Image.Image) and images.ndim == 4:
         return list(images)

@@ -129,6 +129,9 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
     The ScanFormer encoder: reads an expression, then an image pyramid scale by scale, coarse to fine, and at every scale
     only the patches that the scale before selected.
 
+    With a device map its modules lie on several devices: what each gives comes back to the device of the inputs, where
+    all that lies between them is computed.
+
     Args:
         config ([`ScanFormerConfig`]):
             Configuration of the model.
@@ -303,7 +306,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         blocks = self._run_layers(scan, blocks, range(self.config.selection_layer))
         scan.pending.extend(blocks)
         if not scan.finished or scan.wants_last_logits:
-            reading.logits = self.selection_head(blocks[-1][:, 1 : 1 + selection.indices.shape[1]])
+            logits = self.selection_head(blocks[-1][:, 1 : 1 + selection.indices.shape[1]])
+            reading.logits = logits.to(selection.indices.device)
         if not scan.finished:
             self._watch_reg(scan)
             scan.selection = select_children(
@@ -322,7 +326,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         num_patches = reading.selection.indices.shape[1]
         for index, reg_states in scan.reg_inputs.items():
             keys, _ = scan.cache.states(index)
-            attention = reg_attention(self.layers[index], reg_states, keys, scan.cache.key_bias)
+            attention = reg_attention(self.layers[index], reg_states, keys, scan.cache.key_bias).to(scan.rows.device)
             first = keys.shape[2] - scan.pending[-1].shape[1] + 1
             reading.reg_attention[index] = attention[:, first : first + num_patches]
 
@@ -331,7 +335,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         blocks = self._run_layers(scan, scan.pending, range(self.config.selection_layer, len(self.layers)))
         blocks = blocks[1:] if scan.text_is_pending else blocks
         for reading, block in zip(scan.readings[-len(blocks) :], blocks):
-            block = self.layernorm(block)
+            block = self.layernorm(block).to(block.device)
             reading.reg_state = block[:, 0]
             reading.patch_states = block[:, 1 : 1 + reading.selection.indices.shape[1]]
         scan.pending, scan.text_is_pending = [], False
@@ -370,6 +374,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 scan.cache.update(keys, values, index)
             if scan.attentions is not None:
                 scan.attentions.setdefault(index, []).extend(weights)
+        hidden_states = hidden_states.to(blocks[0].device)
         if scan.hidden_states is not None and layers.stop == len(self.layers):
             scan.hidden_states.setdefault(layers.stop, []).append(hidden_states)
         return list(hidden_states.split(block_lengths, dim=1))
@@ -395,7 +400,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         cache.extend_bias(self._masked_bias(mask))
         cache.text_length = input_ids.shape[1]
         modality = embedding_row(self.modality_embeddings, 0, input_ids.device)
-        return self.text_embeddings(input_ids, mask) + modality
+        return self.text_embeddings(input_ids, mask).to(input_ids.device) + modality
 
     def _embed_scale(self, scan: Scan) -> torch.Tensor:
         """
@@ -411,7 +416,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         def embed(chosen: Selection) -> torch.Tensor:
             patches = scan.patches(chosen.indices, scale)
             embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale)
-            return embeddings + modality
+            return embeddings.to(device) + modality
 
         patches = embed(selection)
         reg = (embedding_row(self.reg_tokens, scale, device) + modality).expand(batch_size, 1, -1)
@@ -479,6 +484,11 @@ def _join_attentions(weights: list[torch.Tensor]) -> torch.Tensor:
     """Stack the attention weights of blocks, widening each to all keys by zeros."""
     num_keys = weights[-1].shape[-1]
     return torch.cat([nn.functional.pad(weight, (0, num_keys - weight.shape[-1])) for weight in weights], dim=2)
+
+
+def _to_full(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """At least in float32, on the given device."""
+    return values.to(device, torch.promote_types(values.dtype, torch.float32))
 
 
 class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerationMixin):
@@ -600,12 +610,10 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             Boxes of shape `(..., 4)`, relative (center_x, center_y, width, height), and score logits of shape `(...)`, at
             least in float32.
         """
-        score_logits = self.score_head(reg_states)[..., 0]
-        return self._predict_boxes(reg_states), score_logits.to(torch.promote_types(score_logits.dtype, torch.float32))
+        return self._predict_boxes(reg_states), _to_full(self.score_head(reg_states)[..., 0], reg_states.device)
 
     def _predict_boxes(self, states: torch.Tensor) -> torch.Tensor:
-        boxes = self.box_head(states)
-        return boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
+        return _to_full(self.box_head(states), states.device).sigmoid()
 
 
 __all__ = [

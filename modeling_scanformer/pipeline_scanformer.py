@@ -14,7 +14,7 @@
 """pipeline("visual-grounding")"""
 
 import os
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from .visualization_scanformer import draw_scan
 _PACKAGE = Path(__file__).parent
 _IN_WHEEL, _IN_CLONE = (folder / "scanformer-tiny-scenes" for folder in (_PACKAGE, _PACKAGE.parent / "hub_cards"))
 DEFAULT_CHECKPOINT = str(_IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CLONE)
+
+
+# The model reads so many pairs of a picture and an expression at once, or a batch of pictures if that is more.
+PAIRS_PER_PASS = 32
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -61,7 +65,7 @@ class VisualGroundingPipeline(Pipeline):
         Args:
             image:
                 A picture (path, URL or PIL image), a dict with the keys `"image"` and `"text"`, or many of either: a
-                list, a generator or a Dataset, of PyTorch or of the `datasets` library.
+                list, a generator, or a Dataset of PyTorch or of the `datasets` library, or a column of the latter.
             text (`str` or `list[str]`, *optional*):
                 One or several expressions to ground in every picture. Not needed where dicts bring their own.
             threshold (`float`, *optional*):
@@ -73,13 +77,15 @@ class VisualGroundingPipeline(Pipeline):
                 See [`ScanFormerGenerationConfig`].
             timeout (`float`, *optional*):
                 Seconds to wait for a URL.
+            truncation (`bool`, *optional*, defaults to `False`):
+                Cut long expressions to what the model reads. Otherwise they raise an error.
             batch_size, num_workers:
                 As in every pipeline.
 
         Returns:
             For one picture and one expression a dict with `"score"`, `"label"` (the expression) and `"box"`, a dict of
             `"xmin"`, `"ymin"`, `"xmax"` and `"ymax"` in pixels of the upright picture. A list of them for a list of
-            expressions, and a list (or, for generators and Datasets, an iterator) of either for several pictures.
+            expressions, and a list (or, for generators, Datasets and columns, an iterator) of either for several pictures.
 
         Raises:
             ValueError: for a picture that cannot be read, or a missing, empty or over-long expression.
@@ -88,12 +94,16 @@ class VisualGroundingPipeline(Pipeline):
             return []
         if text is not None:
             kwargs["text"] = text
-        if hasattr(image, "column_names"):  # of the `datasets` library: not what the parent takes for a data set
+        if isinstance(image, tuple):
+            image = list(image)
+        is_column = isinstance(image, Sequence) and not isinstance(image, (list, str, bytes))
+        # of the `datasets` library: not what the parent takes for a data set
+        if is_column or hasattr(image, "column_names"):
             image = Subset(image, range(len(image))) if isinstance(image, Sized) else (row for row in image)
         return super().__call__(image, **kwargs)
 
     def _sanitize_parameters(
-        self, text=None, timeout=None, threshold=None, return_scan=None, **kwargs
+        self, text=None, timeout=None, threshold=None, return_scan=None, truncation=None, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         unknown = sorted(set(kwargs) - set(OPTIONS))
         if unknown:
@@ -102,16 +112,25 @@ class VisualGroundingPipeline(Pipeline):
         def given(**options):
             return {name: value for name, value in options.items() if value is not None}
 
-        return given(text=text, timeout=timeout), kwargs, given(threshold=threshold, return_scan=return_scan)
+        cut = given(truncation=truncation)
+        reading = {**given(text=text, timeout=timeout), **cut}
+        return reading, {**kwargs, **cut}, given(threshold=threshold, return_scan=return_scan)
 
-    def preprocess(self, inputs, text: str | list[str] | None = None, timeout: float | None = None) -> dict[str, Any]:
+    def preprocess(
+        self,
+        inputs,
+        text: str | list[str] | None = None,
+        timeout: float | None = None,
+        truncation: bool = False,
+    ) -> dict[str, Any]:
         if isinstance(inputs, dict):
             if "image" not in inputs:
                 raise ValueError(f"Expected a dict with the keys 'image' and 'text', got {sorted(inputs)}.")
             inputs, text = inputs["image"], inputs.get("text", text)
         if text is None:
             raise ValueError('There is no expression to ground. Say what is meant: pipe(image, text="the red cup").')
-        self.processor.check_text(text)
+        # raises what is wrong with the text, before the picture is fetched
+        self.processor(text=text, truncation=truncation)
         image = read_image(inputs, timeout=timeout)
         return {
             "pyramid": dict(self.processor.image_processor(image, return_tensors="pt")),
@@ -119,37 +138,27 @@ class VisualGroundingPipeline(Pipeline):
             "size": (image.height, image.width),
         }
 
-    def _forward(self, items: dict[str, Any] | list[dict[str, Any]], **options) -> dict[str, list]:
+    def _forward(
+        self, items: dict[str, Any] | list[dict[str, Any]], truncation: bool = False, **options
+    ) -> dict[str, list]:
         # A batch of pictures, each with one or several expressions: every pair is a row of the model's batch.
         items = items if isinstance(items, list) else [items]
         texts = [[item["text"]] if isinstance(item["text"], str) else list(item["text"]) for item in items]
-        counts = [len(expressions) for expressions in texts]
-        rows = torch.repeat_interleave(torch.tensor(counts)).to(self.device)
+        rows = torch.repeat_interleave(torch.tensor([len(group) for group in texts])).to(self.device)
         pyramid = pad_pyramids([item["pyramid"] for item in items])
-        images = {name: features[rows] for name, features in pyramid.items()}
         expressions = [expression for group in texts for expression in group]
-        tokens = self.processor(text=expressions, return_tensors="pt").to(self.device)
-        outputs = self.model.generate(**tokens, **images, **options)
-
-        results, row = [], 0
-        for item, group in zip(items, texts):
-            result = {"size": item["size"], "text": item["text"], "pairs": []}
-            for expression in group:
-                grids = images["spatial_shapes"][row].tolist()
-                selection = [
-                    mask[row, : num_rows * columns].view(num_rows, columns).numpy(force=True)
-                    for mask, (num_rows, columns) in zip(outputs.selection_masks, grids)
-                ]
-                result["pairs"].append(
-                    {
-                        "label": expression,
-                        "boxes": outputs.scale_boxes[row],
-                        "scores": outputs.scale_scores[row],
-                        "selection": selection[: int(outputs.scales_read[row])],
-                    }
-                )
-                row += 1
-            results.append(result)
+        pairs, size = [], max(len(items), PAIRS_PER_PASS)
+        for start in range(0, len(rows), size):
+            images = {name: features[rows[start : start + size]] for name, features in pyramid.items()}
+            text = expressions[start : start + size]
+            tokens = self.processor(text=text, truncation=truncation, return_tensors="pt").to(self.device)
+            outputs = self.model.generate(**tokens, **images, **options)
+            pairs.extend(_take_apart(outputs, text, images["spatial_shapes"]))
+        pairs = iter(pairs)
+        results = [
+            {"size": item["size"], "text": item["text"], "pairs": [next(pairs) for _ in group]}
+            for item, group in zip(items, texts)
+        ]
         return {"results": results}
 
     def postprocess(self, model_outputs, threshold: float | None = None, return_scan: bool = False):
@@ -191,6 +200,25 @@ class VisualGroundingPipeline(Pipeline):
         """Save the model and the processor; arguments as in [`~PreTrainedModel.save_pretrained`]."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _take_apart(outputs, expressions: list[str], spatial_shapes: torch.Tensor) -> list[dict[str, Any]]:
+    """What a scan gave for every pair of its batch."""
+    pairs = []
+    for row, (expression, grids) in enumerate(zip(expressions, spatial_shapes.tolist())):
+        selection = [
+            mask[row, : num_rows * columns].view(num_rows, columns).numpy(force=True)
+            for mask, (num_rows, columns) in zip(outputs.selection_masks, grids)
+        ]
+        pairs.append(
+            {
+                "label": expression,
+                "boxes": outputs.scale_boxes[row],
+                "scores": outputs.scale_scores[row],
+                "selection": selection[: int(outputs.scales_read[row])],
+            }
+        )
+    return pairs
 
 
 def _to_dict(box: list[float], width: int, height: int) -> dict[str, int]:

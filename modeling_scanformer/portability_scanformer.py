@@ -100,7 +100,8 @@ def save_portable(model, processor, save_directory: str | os.PathLike, **kwargs)
             Passed to the `save_pretrained` of both, but for `push_to_hub`.
 
     Raises:
-        ValueError: with `push_to_hub`, which would push before the code is there.
+        ValueError: with `push_to_hub`, which would push before the code is there; and for a model with an adapter, of
+            which a save holds the adapter only.
 
     Example:
 
@@ -113,6 +114,11 @@ def save_portable(model, processor, save_directory: str | os.PathLike, **kwargs)
     if kwargs.get("push_to_hub"):
         raise ValueError(
             "Save first, and push the folder then: `HfApi().upload_folder`, or `python -m hub_cards.publish`."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "The model carries an adapter, and a save would hold nothing else. Merge it first (`PeftModel.merge_and_unload`), "
+            "or save the adapter by `model.save_pretrained`."
         )
     model.save_pretrained(save_directory, **kwargs)
     processor.save_pretrained(save_directory, **kwargs)

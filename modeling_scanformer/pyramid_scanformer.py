@@ -84,8 +84,10 @@ def image_pyramid(pixels: torch.Tensor, patch_size: int, num_scales: int) -> dic
         `(batch_size, num_scales, 2)`, the rows and columns of every scale.
 
     Raises:
-        ValueError: if the sides are not multiples of `patch_size * 2 ** (num_scales - 1)`.
+        ValueError: if the sides are not multiples of `patch_size * 2 ** (num_scales - 1)`, or the pixels are integers.
     """
+    if not pixels.is_floating_point():
+        raise ValueError(f"Expected normalised images, of floating-point numbers, got {pixels.dtype}.")
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"Expected images of shape (batch_size, 3, height, width), got {tuple(pixels.shape)}.")
     unit = patch_size * 2 ** (num_scales - 1)

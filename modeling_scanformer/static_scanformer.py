@@ -353,9 +353,10 @@ class StaticScanCache:
 
 class StaticScanner:
     """
-    Scans by steps of fixed shapes; the boxes are those of [`~ScanFormerForVisualGrounding.generate`]. All scales are read:
-    of the options of `generate` only the selection threshold and the token budget exist here. With a budget for every scale,
-    a single bucket of its size holds every picture.
+    Scans by steps of fixed shapes; the boxes are those of [`~ScanFormerForVisualGrounding.generate`] with the same options.
+    All scales are read: of the options of `generate` only the selection threshold and the token budget exist here, and those
+    saved with a model in `generation_config.json` are not looked at. With a budget for every scale, a single bucket of its
+    size holds every picture.
 
     Args:
         config ([`ScanFormerConfig`]):

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The picture that explains a scan."""
 
+import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,14 +86,16 @@ def draw_scan(image: "str | Image.Image", answer: dict[str, Any], processor: "Sc
     seen = rebuild_seen_image(image, scan["selection"], processor.image_processor.patch_size)
     font = ImageFont.load_default(size=max(12, image.width // 40))
     line_height = round(font.size * 1.4)
-    lines = [(f"{answer['label']}", "black")]
+    width = 2 * image.width + 3 * _GAP
+    # what a line of the drawing's width holds of a long expression, by the width of a letter
+    letters = max(40, int((width - 2 * _GAP) / font.getlength("n")))
+    lines = [(line, "black") for line in textwrap.wrap(answer["label"], letters)]
     for scale, (score, grid) in enumerate(zip(scan["scores"], scan["selection"])):
         color = SCALE_COLORS[scale % len(SCALE_COLORS)]
         lines.append((f"scale {scale}: score {score:.2f}, {grid.mean():.0%} of {grid.size} patches read", color))
 
-    canvas = Image.new(
-        "RGB", (2 * image.width + 3 * _GAP, image.height + 2 * _GAP + line_height * len(lines) + _GAP), "white"
-    )
+    width = max(width, 2 * _GAP + math.ceil(max(font.getlength(line) for line, _ in lines)))
+    canvas = Image.new("RGB", (width, image.height + 2 * _GAP + line_height * len(lines) + _GAP), "white")
     canvas.paste(image, (_GAP, _GAP))
     canvas.paste(seen, (image.width + 2 * _GAP, _GAP))
     draw = ImageDraw.Draw(canvas)

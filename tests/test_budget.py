@@ -201,3 +201,17 @@ def test_budgets_that_cannot_be_kept_raise(budget, message):
     model = tiny_model()
     with pytest.raises(ValueError, match=message):
         model.generate(**tiny_inputs(model.config), token_budget=budget)
+
+
+def test_a_saved_budget_can_be_switched_off():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    expected = model.generate(**inputs, selection_threshold=0.0)
+    model.generation_config.token_budget = 0.3
+    model.generation_config.budget_score, model.generation_config.budget_split = "attention", "content"
+    limited = model.generate(**inputs, selection_threshold=0.0)
+    free = model.generate(**inputs, selection_threshold=0.0, token_budget=None)
+    assert not torch.equal(limited.selection_masks[-1], expected.selection_masks[-1])
+    torch.testing.assert_close(free.scale_boxes, expected.scale_boxes)
+    with pytest.raises(ValueError, match="there is none"):
+        model.generate(**inputs, token_budget=None, budget_score="random")

@@ -68,6 +68,8 @@ def test_every_kind_of_input_gives_the_same_answers(pipe, tmp_path):
     rows = datasets.Dataset.from_dict({"image": images, "text": ["red"] * 3})
     assert_answers_equal(list(pipe(rows, batch_size=2)), expected)
     assert_answers_equal(list(pipe(rows.to_iterable_dataset(), batch_size=2)), expected)
+    assert_answers_equal(list(pipe(rows["image"], text="red", batch_size=2)), expected)
+    assert_answers_equal(pipe(tuple(images), text="red"), expected)
     assert pipe([], text="red") == []
 
 
@@ -83,6 +85,32 @@ def test_several_expressions_and_batches(pipe, batch_size):
         {"image": images[2], "text": text[:2]},
     ]
     assert_answers_equal(pipe(mixed, batch_size=batch_size), [expected[0], expected[1][0], expected[2][:2]])
+
+
+def test_many_expressions_are_read_in_parts(pipe, monkeypatch):
+    image, text = picture(60, 40), ["red", "the big blue circle", "left", "blue", "the left red circle"]
+    expected = pipe(image, text=text)
+    rows, generate = [], pipe.model.generate
+
+    def spy(**inputs):
+        rows.append(len(inputs["pixel_values"]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(pipe.model, "generate", spy)
+    monkeypatch.setattr("modeling_scanformer.pipeline_scanformer.PAIRS_PER_PASS", 2)
+    assert_answers_equal(pipe(image, text=text), expected)
+    assert rows == [2, 2, 1]
+    assert_answers_equal(pipe([image] * 3, text=text, batch_size=3), [expected] * 3)
+    assert rows[3:] == [3] * 5
+
+
+def test_long_expressions_are_cut_on_request(pipe):
+    image, length = picture(60, 40), pipe.processor.tokenizer.model_max_length
+    long = "red " * 50
+    answer = pipe(image, text=[long, "left"], truncation=True)
+    tokens = pipe.processor(text=long, truncation=True)["input_ids"]
+    assert len(tokens) == length and answer[0]["label"] == long
+    assert answer[0]["box"] == pipe(image, text="red " * (length - 2))["box"]
 
 
 def test_a_scan_is_returned_on_request(pipe):
@@ -172,6 +200,18 @@ def test_the_drawing_shows_boxes_and_what_was_seen(pipe):
     assert stack_drawings([drawing, drawing]).height == 2 * drawing.height
     with pytest.raises(ValueError, match="return_scan"):
         draw_scan(image, pipe(image, text="red"), pipe.processor)
+
+
+def test_captions_are_whole_on_narrow_pictures(pipe):
+    image = picture(20, 60)
+    answer = pipe(image, text="red", return_scan=True)
+    short, long = (
+        draw_scan(image, {**answer, "label": label}, pipe.processor) for label in ("red", "red circle " * 9)
+    )
+    assert short.width == long.width > 200, "wide enough for what is said of a scale"
+    assert long.height > short.height
+    margin = np.asarray(long)[:, -8:]
+    assert (margin == 255).all(), "no letter is cut off"
 
 
 def test_the_rebuilt_image_has_detail_where_patches_were_read_and_only_there():

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from tiny import picture
 
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerProcessor, save_portable
+from modeling_scanformer import (
+    ScanFormerForVisualGrounding,
+    ScanFormerModel,
+    ScanFormerProcessor,
+    lora_config,
+    save_portable,
+)
 from modeling_scanformer.portability_scanformer import code_files
 
 
@@ -172,6 +178,14 @@ def test_the_base_model_can_be_portable_as_well(checkpoint, tmp_path):
     )
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ScanFormerModel"]
     assert isinstance(ScanFormerModel.from_pretrained(tmp_path), ScanFormerModel)
+
+
+def test_a_model_with_an_adapter_is_not_saved_without_its_base(checkpoint, tmp_path):
+    model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+    model.add_adapter(lora_config(r=2))
+    with pytest.raises(ValueError, match="[Mm]erge"):
+        save_portable(model, ScanFormerProcessor.from_pretrained(checkpoint), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_remote_code_needs_only_torch_transformers_and_pillow():

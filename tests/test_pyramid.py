@@ -152,3 +152,8 @@ def test_padding_is_differentiable():
 def test_padding_of_different_numbers_of_scales():
     with pytest.raises(ValueError, match=r"numbers of scales: \[2, 3\]"):
         pad_pyramids([random_pyramid(16, 16, num_scales=num_scales) for num_scales in (2, 3)])
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match="normalised.*uint8"):
+        image_pyramid(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), PATCH_SIZE, 2)

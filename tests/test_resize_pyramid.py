@@ -7,7 +7,12 @@ import torch
 from tiny import save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
 
 from conversion.resize_pyramid import main, resize_patch_projection, resize_pyramid
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
+from modeling_scanformer import (
+    EarlyExitRule,
+    ScanFormerForVisualGrounding,
+    ScanFormerGenerationConfig,
+    ScanFormerProcessor,
+)
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
 
@@ -71,6 +76,18 @@ def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
     assert (model.generation_config.token_budget, model.generation_config.max_scales) == (0.5, 3)
     inputs = tiny_inputs(model.config, dtype=torch.float32)
     assert model.generate(**take_row(inputs, 0, 3)).scale_boxes.shape == (1, 3, 4)
+
+
+def test_options_that_mean_nothing_for_the_other_model_are_dropped(checkpoint, tmp_path):
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    rule = EarlyExitRule([[1.0, 0.0, 0.0, 0.0]] * 2, [0.0] * 2, 0.5, 0.01, 0.95, 1000, fingerprint="0", options={})
+    options = {"token_budget": [1.0, 0.5, 0.25], "budget_score": "attention"}
+    ScanFormerGenerationConfig(early_exit=True, early_exit_rule=rule.to_dict(), **options).save_pretrained(source)
+    main(str(source), tmp_path / "out", num_scales=2)
+    model = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")
+    assert model.generation_config.early_exit is model.generation_config.early_exit_rule is None
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    assert model.generate(**take_row(inputs, 0, 2)).scale_boxes.shape == (1, 2, 4)
 
 
 def test_sizes_that_do_not_fit_are_named(checkpoint, tmp_path):
