@@ -19,7 +19,7 @@ Calibrate when a ScanFormer stops reading, so that accuracy falls by no more tha
 
 The rule is written into DIR/generation_config.json; `generate(early_exit=True)` and `--early_exit` of the other scripts
 use it. With --confidence, over the draw of the calibration data, accuracy on new samples of the same kind falls by no more
-than --alpha. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
+than --alpha. Of several expressions about one picture one is used, as they are not independent. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
 calibrations: tables, curves and a plot.
 """
 
@@ -33,10 +33,10 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from grounding.calibration import Calibration, ScanSamples, calibrate, check_guarantee, num_samples_needed
-from grounding.data import DataError, GroundingCollator, GroundingDataset, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator, GroundingDataset, one_sample_per_picture
 from grounding.exit_curves import compare_exits, plot_exits, to_markdown
 from grounding.exit_samples import read_samples
-from grounding.run import RunArguments, load_model, try_out
+from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from transformers import HfArgumentParser
 
 from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding
@@ -44,10 +44,7 @@ from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
 @dataclass(kw_only=True)
-class Arguments(RunArguments):
-    dataset: str = field(
-        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
-    )
+class Arguments(MeasurementArguments):
     split: str = field(default="validation", metadata={"help": "Split to calibrate on; not one that was trained on."})
     max_samples: int | None = field(default=4000, metadata={"help": "Rows to take from the start."})
     alpha: float = field(default=0.005, metadata={"help": "What accuracy may fall by: 0.005 is half a point."})
@@ -57,7 +54,6 @@ class Arguments(RunArguments):
     )
     comparison_split: str = field(default="test", metadata={"help": "Split to compare on, with --output."})
     num_trials: int = field(default=100, metadata={"help": "Repeated calibrations that check the guarantee."})
-    batch_size: int = field(default=50, metadata={"help": "Batch size."})
     num_cost_samples: int = field(default=50, metadata={"help": "Count operations on so many samples."})
 
 
@@ -92,14 +88,18 @@ def check_number(num_samples: int, args: Arguments):
 
 
 def load_split(args: Arguments, split: str) -> GroundingDataset:
-    return load_grounding_dataset(
-        args.dataset,
-        split,
-        config=args.dataset_config,
-        seed=args.seed,
-        num_samples=args.max_samples,
-        level=args.dataset_level,
-    )
+    """Samples that are independent draws, as the guarantee needs them."""
+    dataset = load_dataset(args, split)
+    # each of Scenes has a picture of its own
+    if args.dataset == "scenes":
+        return dataset
+    independent = one_sample_per_picture(dataset, args.seed)
+    if len(independent) < len(dataset):
+        print(
+            f"The {len(dataset)} expressions of {split!r} are about {len(independent)} pictures. Those about one picture are "
+            "not independent: one of each is used."
+        )
+    return independent
 
 
 def read_dataset(
@@ -168,7 +168,7 @@ def run(args: Arguments):
     # a rule that is there already, or a stop at a score, would end scans before the last scale
     model.generation_config.update(early_exit=None, stopping_score=None)
     try_out(model, processor, args.generation_options)
-    collator = GroundingCollator(processor, keep_samples=True)
+    collator = GroundingCollator(processor, args.on_error, keep_samples=True)
     dataset = load_split(args, args.split)
     check_number(len(dataset), args)
     comparison = None if args.output is None else load_split(args, args.comparison_split)

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from grounding.calibration import fit_logistic
-from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, score_calibration
-from grounding.run import RunArguments, load_model, try_out
+from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from metrics.visual_grounding.visual_grounding import pairwise_iou
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -44,14 +44,10 @@ SMALLEST_SCORE = 1e-4
 
 
 @dataclass(kw_only=True)
-class Arguments(RunArguments):
+class Arguments(MeasurementArguments):
     output: str = field(metadata={"help": "Folder for the calibrated checkpoint; not that of the model."})
-    dataset: str = field(
-        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
-    )
     split: str = field(default="validation", metadata={"help": "Split to calibrate on; not one that was trained on."})
     max_samples: int | None = field(default=2000, metadata={"help": "Rows to take from the start."})
-    batch_size: int = field(default=50, metadata={"help": "Batch size."})
 
 
 def fit_scores(predictions: list[dict]) -> tuple[float, float]:
@@ -91,15 +87,8 @@ def run(args: Arguments):
     model.to(accelerator.device).eval()
     options = {"stopping_score": None, "early_exit": None, **args.generation_options}
     try_out(model, processor, options)
-    dataset = load_grounding_dataset(
-        args.dataset,
-        args.split,
-        config=args.dataset_config,
-        seed=args.seed,
-        num_samples=args.max_samples,
-        level=args.dataset_level,
-    )
-    collator = GroundingCollator(processor, keep_samples=True)
+    dataset = load_dataset(args, args.split)
+    collator = GroundingCollator(processor, args.on_error, keep_samples=True)
     workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
     dataloader = accelerator.prepare(DataLoader(dataset, batch_size=args.batch_size, **workers))
     predictions, _ = predict(model, dataloader, accelerator, **options)

@@ -27,10 +27,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from grounding.data import DataError, GroundingCollator, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
 from grounding.report import to_table
-from grounding.run import RunArguments, load_model, try_out
+from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -49,15 +49,12 @@ WAYS = {
 
 
 @dataclass(kw_only=True)
-class Arguments(RunArguments):
+class Arguments(MeasurementArguments):
     output: str = field(metadata={"help": "JSON file for the results; the table and the curves go beside it."})
     budgets: list[float] = field(
         default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         metadata={"help": "Shares of the patches of all scales."},
     )
-    dataset: str = field(default="scenes", metadata={"help": "'scenes', a folder, or a Hub id."})
-    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    batch_size: int = field(default=50, metadata={"help": "Batch size."})
 
 
 def compare(args: Arguments) -> dict:
@@ -70,19 +67,12 @@ def compare(args: Arguments) -> dict:
     runs = [(way, budget) for way in WAYS for budget in args.budgets]
     for budget in args.budgets:
         try_out(model, processor, {**common, "token_budget": budget})
-    dataset = load_grounding_dataset(
-        args.dataset,
-        args.split,
-        config=args.dataset_config,
-        seed=args.seed,
-        num_samples=args.max_samples,
-        level=args.dataset_level,
-    )
+    dataset = load_dataset(args, args.split)
     loader = DataLoader(
         dataset,
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,
-        collate_fn=GroundingCollator(processor, keep_samples=True),
+        collate_fn=GroundingCollator(processor, args.on_error, keep_samples=True),
     )
     batches = list(tqdm(accelerator.prepare(loader), desc="Preparing"))
 

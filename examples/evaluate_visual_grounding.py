@@ -30,17 +30,15 @@ import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from grounding.arguments import ColumnArguments
 from grounding.cost import measure_cost
-from grounding.data import DataError, GroundingCollator, check_boxes_in_pictures, load_grounding_dataset
+from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
 from grounding.processes import check_processes, start_processes
 from grounding.report import plot, to_markdown
-from grounding.run import RunArguments, load_model, try_out
+from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
@@ -57,22 +55,14 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pillow", "numpy"
 
 
 @dataclass(kw_only=True)
-class Arguments(RunArguments, ColumnArguments):
+class Arguments(MeasurementArguments):
     output: str = field(metadata={"help": "JSON file for the results; tables, plots and predictions go beside it."})
     predictions: str | None = field(
         default=None, metadata={"help": "Instead of running a model, score a file of predictions again."}
     )
-    dataset: str = field(
-        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
-    )
-    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    on_error: Literal["stop", "skip"] = field(
-        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and count them."}
-    )
     score_threshold: float = field(
         default=0.5, metadata={"help": "A lower score says that nothing fits; for data with such expressions."}
     )
-    batch_size: int = field(default=50, metadata={"help": "Batch size of every process."})
     num_cost_samples: int = field(
         default=20, metadata={"help": "Measure FLOPs and latency on so many samples; 0 to leave it out."}
     )
@@ -84,19 +74,7 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
     model.to(accelerator.device).eval()
     options = args.generation_options
     try_out(model, processor, options)
-    dataset = load_grounding_dataset(
-        args.dataset,
-        args.split,
-        config=args.dataset_config,
-        seed=args.seed,
-        num_samples=args.max_samples,
-        level=args.dataset_level,
-        on_error=args.on_error,
-        columns=args.columns,
-        bbox_format=args.bbox_format,
-    )
-    if args.dataset != "scenes":
-        check_boxes_in_pictures(dataset, args.on_error)
+    dataset = load_dataset(args, args.split)
     collator = GroundingCollator(processor, on_error=args.on_error, keep_samples=True)
     workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
     dataloader = accelerator.prepare(DataLoader(dataset, batch_size=args.batch_size, **workers))

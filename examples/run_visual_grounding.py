@@ -7,11 +7,13 @@ Train or fine-tune a ScanFormer, or a LoRA adapter of one, on any data set with 
     accelerate launch examples/run_visual_grounding.py --model_name_or_path hub_cards/scanformer-tiny-scenes \
         --dataset my-pictures --train_val_split 0.2 --lora_r 8 --output_dir outputs/adapter
 
-Arguments can also come from a YAML file: `python examples/run_visual_grounding.py settings.yaml`.
+Arguments can also come from a YAML file, and others after it: `python examples/run_visual_grounding.py settings.yaml`.
 """
 
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -21,11 +23,13 @@ import torch
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.logging import get_logger
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
 from grounding.arguments import GroundingArguments
 from grounding.checkpoints import (
+    LOG_NAME,
     TrainingState,
+    check_settings,
     check_unused,
     find_checkpoint,
     holds_model,
@@ -47,6 +51,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, SchedulerType, get_scheduler
+
+from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -106,6 +112,8 @@ class Arguments(GroundingArguments):
             )
         if self.report_to is not None and self.report_to not in LOGGER_TYPE_TO_CLASS:
             raise DataError(f"--report_to knows {', '.join(LOGGER_TYPE_TO_CLASS)}, not {self.report_to}.")
+        if self.report_to is not None and self.report_to not in map(str, get_available_trackers()):
+            raise DataError(f"--report_to {self.report_to} needs a package that is not installed: {self.report_to}.")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise DataError(f"--ema_decay lies between 0 and 1, got {self.ema_decay}.")
         if self.early_stopping_patience is not None and not self.evaluates:
@@ -129,7 +137,7 @@ class JsonlTracker(GeneralTracker):
 
     def __init__(self, folder: str):
         super().__init__()
-        self.path = Path(folder) / "log.jsonl"
+        self.path = Path(folder, LOG_NAME)
 
     @property
     def tracker(self):
@@ -150,8 +158,11 @@ class JsonlTracker(GeneralTracker):
 
 def read_yaml(path: str) -> list[str]:
     """The settings of a YAML file as words of a command line, which are checked and converted."""
-    with open(path, encoding="utf-8") as file:
-        settings = yaml.safe_load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"Cannot read the settings in {path}: {error}") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds no settings: a line of `name: value` for each.")
     switches = {field.name for field in fields(Arguments) if field.type is bool}
@@ -159,6 +170,8 @@ def read_yaml(path: str) -> list[str]:
     for name, value in settings.items():
         if value is False and name not in switches:
             value = "no"  # which YAML takes for False
+        if value == []:
+            continue
         if isinstance(value, list):
             words += [f"--{name}", *map(str, value)]
         elif value is not None:
@@ -167,10 +180,11 @@ def read_yaml(path: str) -> list[str]:
 
 
 def parse_arguments() -> Arguments:
-    parser = HfArgumentParser(Arguments)
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        return parser.parse_args_into_dataclasses(read_yaml(sys.argv[1]))[0]
-    return parser.parse_args_into_dataclasses()[0]
+    """Of the command line, which may begin with a YAML file and go on with what is to be otherwise."""
+    words = sys.argv[1:]
+    if words and words[0].endswith((".yaml", ".yml")):
+        words = read_yaml(words[0]) + words[1:]
+    return HfArgumentParser(Arguments).parse_args_into_dataclasses(words)[0]
 
 
 def describe(args: Arguments) -> dict:
@@ -204,6 +218,13 @@ def endless_batches(loader: DataLoader, dataset, state: TrainingState) -> Iterat
         if state.batches == 0:
             raise DataError("The training data do not fill one batch.")
         state.epoch, state.batches = state.epoch + 1, 0
+
+
+def log(accelerator: Accelerator, values: dict, step: int):
+    """To every tracker, in names that all take: MLflow knows no @ and no colon."""
+    plain = {re.sub(r"[^\w./ -]", "_", name): value for name, value in values.items()}
+    for tracker in accelerator.trackers:
+        tracker.log(values if tracker.name == JsonlTracker.name else plain, step=step)
 
 
 def mean_over_processes(sums: dict[str, float]) -> dict[str, float]:
@@ -250,10 +271,14 @@ def train(args: Arguments):
     check_sharding(args, accelerator)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if checkpoint is None:
+    if checkpoint is None and args.resume_from_checkpoint is None:
         check_unused(args.output_dir)
     if accelerator.is_main_process:
         remove_partial(args.output_dir)
+        if checkpoint is None and args.resume_from_checkpoint is not None:
+            # killed before its first checkpoint: the run begins anew, and so does the search for the best model
+            shutil.rmtree(Path(args.output_dir, "best"), ignore_errors=True)
+    accelerator.wait_for_everyone()
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:
         repo_id = open_repository(args.hub_model_id, args.hub_private_repo)
@@ -262,6 +287,10 @@ def train(args: Arguments):
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     final_threshold = model.config.selection_threshold
+    # as plain values, which checkpoints hold
+    settings = json.loads(json.dumps(describe(args)))
+    if isinstance(model, PeftModel):
+        settings["base"] = fingerprint(model.get_base_model())
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
@@ -305,16 +334,18 @@ def train(args: Arguments):
     answering = unwrapped if average is None else average.module
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint)
+        check_settings(state.settings, settings)
         if state.best_results and not holds_model(Path(args.output_dir, "best")):
             logger.info(f"The best model is not in {args.output_dir}: the next evaluation starts anew.")
             state.forget_best()
+    state.settings = settings
     accelerator.init_trackers(Path(args.output_dir).name, config=describe(args))
 
     trained = sum(parameter.numel() for parameter in unwrapped.parameters() if parameter.requires_grad)
     present = sum(parameter.numel() for parameter in unwrapped.parameters())
     logger.info(f"Training {trained:,} of {present:,} parameters for {args.max_train_steps} steps of {batch_size}")
     if checkpoint is None:
-        accelerator.log({"trainable_parameters": trained, "all_parameters": present}, step=0)
+        log(accelerator, {"trainable_parameters": trained, "all_parameters": present}, step=0)
     progress = tqdm(total=args.max_train_steps, initial=state.step, disable=not accelerator.is_local_main_process)
     patience = args.early_stopping_patience or float("inf")
     batches = endless_batches(train_loader, train_dataset, state)
@@ -340,18 +371,19 @@ def train(args: Arguments):
         if average is not None:
             average.update_parameters(unwrapped)
         state.step += 1
+        state.summed_steps += 1
         progress.update()
         progress.set_postfix(loss=f"{outputs.loss.item():.3f}")
         if state.step % args.logging_steps == 0:
             sums = mean_over_processes(state.sums)
-            means = {name: round(total / args.logging_steps, 5) for name, total in sums.items()}
-            accelerator.log({**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
-            state.sums = {}
+            means = {name: round(total / state.summed_steps, 5) for name, total in sums.items()}
+            log(accelerator, {**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
+            state.sums, state.summed_steps = {}, 0
         if eval_loader is not None and (state.step % args.eval_steps == 0 or state.step == args.max_train_steps):
             # as it would be saved: what is best while everything is read need not be best later
             answering.config.selection_threshold = final_threshold
             results = evaluate_grounding(answering, eval_loader, accelerator)
-            accelerator.log({f"eval_{name}": value for name, value in results.items()}, step=state.step)
+            log(accelerator, {f"eval_{name}": value for name, value in results.items()}, step=state.step)
             state.evaluations_without_gain += 1
             if results["acc@0.5"] > state.best:
                 state.best, state.best_results, state.evaluations_without_gain = results["acc@0.5"], results, 0

@@ -65,7 +65,9 @@ class Results:
     @property
     def run_options(self) -> dict[str, Any]:
         settings = self.values["settings"]
-        return {name: settings[name] for name in RUN_OPTIONS if settings.get(name) not in (None, False, "no")}
+        # by identity: a threshold of 0.0, which reads everything, equals False
+        given = {name: settings.get(name) for name in RUN_OPTIONS}
+        return {name: value for name, value in given.items() if not (value is None or value is False or value == "no")}
 
     @property
     def config(self) -> str | None:

@@ -45,6 +45,7 @@ from grounding.evaluation import score_calibration
 from grounding.exit_curves import compare_exits
 from grounding.exit_samples import fit_flops
 from safetensors.torch import load_file
+from tiny import picture
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -271,6 +272,28 @@ def test_senseless_calibrations_are_refused(model_folder, run, arguments, messag
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         run(calibrate_early_exit, "--model", model_folder, *arguments)
     assert (model_folder / "generation_config.json").read_text() == before
+
+
+def test_one_expression_of_every_picture_is_calibrated_on(model_folder, tmp_path, run, capsys):
+    """In a data set of photographs' form: boxes of another form, several expressions about a picture, a bad one."""
+    folder = tmp_path / "pictures" / "validation"
+    folder.mkdir(parents=True)
+    rows = []
+    for index in range(12):
+        picture(40, 30, index).save(folder / f"{index}.png")
+        for expression in ("red", "left", "blue"):
+            rows.append({"file_name": f"{index}.png", "expression": expression, "region": [index, 2, 20, 25]})
+    (folder / "11.png").write_bytes(b"damaged")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["--dataset", folder.parent, "--bbox_column", "region", "--bbox_format", "xywh", "--on_error", "skip"]
+    data += ["--batch_size", 1]
+    run(calibrate_early_exit, "--model", model_folder, *data, "--alpha", 0.5, "--confidence", 0.5)
+    assert "36 expressions of 'validation' are about 12 pictures" in capsys.readouterr().out
+    rule = json.loads((model_folder / "generation_config.json").read_text())["early_exit_rule"]
+    assert rule["num_samples"] < 11, "of 11 samples, those that prove the rule"
+    with pytest.raises(SystemExit, match="nothing that could be calibrated|^$"):
+        run(calibrate_score, "--model", model_folder, *data, "--output", tmp_path / "calibrated")
+        sys.exit("")
 
 
 def test_evaluation_without_a_rule_is_refused(model_folder, tmp_path, run):

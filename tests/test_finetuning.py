@@ -91,6 +91,23 @@ def test_the_configuration_can_be_changed(finetune, tmp_path):
             finetune(output_dir=tmp_path / "other", config_overrides=overrides)
 
 
+def test_an_adapter_does_not_change_the_configuration_of_its_base(finetune, tmp_path):
+    with pytest.raises(SystemExit, match="would not have the changed selection_threshold, use_constant_token"):
+        finetune(lora_r=2, config_overrides="selection_threshold=0.9,use_constant_token=false")
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    finetune(lora_r=2, config_overrides="score_loss_coefficient=0.5", max_train_steps=1)
+
+
+def test_an_adapter_is_not_resumed_on_another_base(finetune, checkpoint, tmp_path):
+    model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+    torch.nn.init.ones_(model.box_head.out_proj.weight)
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    model.save_pretrained(other)
+    finetune(lora_r=2, max_train_steps=2)
+    with pytest.raises(SystemExit, match="began on another model"):
+        finetune(other, lora_r=2, max_train_steps=4, resume_from_checkpoint="latest")
+
+
 def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_path):
     adapter = tmp_path / "adapter"
     _, lines = finetune(output_dir=adapter, lora_r=4, rslora=True, gradient_checkpointing=True)
@@ -356,11 +373,19 @@ def test_a_file_is_read_as_the_command_line_is(monkeypatch, tmp_path):
     args = run_visual_grounding.parse_arguments()
     assert (args.learning_rate, args.mixed_precision, args.augment) == (1e-4, "no", ["flip"])
     assert args.dora is True and args.streaming is False
+    file.write_text(required + "augment: []\nlearning_rate: 1e-4\n")
+    changes = ["--learning_rate", "1e-3", "--resume_from_checkpoint", "latest"]
+    monkeypatch.setattr(sys, "argv", ["run_visual_grounding.py", str(file), *changes])
+    args = run_visual_grounding.parse_arguments()
+    assert (args.augment, args.learning_rate, args.resume_from_checkpoint) == ([], 1e-3, "latest")
     file.write_text(required + "train: head\n")
     with pytest.raises(SystemExit):
         run_visual_grounding.parse_arguments()
     file.write_text("- a list\n")
     with pytest.raises(SystemExit, match="holds no settings"):
+        run_visual_grounding.main()
+    file.unlink()
+    with pytest.raises(SystemExit, match="^error: Cannot read the settings"):
         run_visual_grounding.main()
 
 
@@ -370,6 +395,22 @@ def test_there_has_to_be_something_to_evaluate_on(finetune, pictures, tmp_path):
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "bbox": None}) for row in rows))
     with pytest.raises(SystemExit, match="None of the .* samples to evaluate on has a box"):
         finetune(output_dir=tmp_path / "out", dataset=folder)
+
+
+def test_what_cannot_be_read_is_no_evaluation(finetune, pictures, tmp_path):
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "bad.png").write_bytes(b"damaged")
+    # the only box to evaluate on is of a picture that cannot be read
+    rows = [{**rows[0], "file_name": "bad.png"}, {**rows[1], "bbox": None}]
+    for split in ("train", "validation"):
+        shutil.copytree(pictures if split == "train" else folder, tmp_path / "both" / split)
+    (tmp_path / "both" / "train" / "metadata.jsonl").rename(tmp_path / "train.jsonl")
+    lines = [{**json.loads(line)} for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for split, entries in (("train", lines), ("validation", rows)):
+        (tmp_path / "both" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    with pytest.raises(SystemExit, match="None of the samples to evaluate on that can be read"):
+        finetune(dataset=tmp_path / "both", train_val_split=None, on_error="skip", max_train_steps=1)
 
 
 def test_a_data_set_on_the_hub_is_trained_on(finetune, pictures, hub, hub_client, tmp_path, monkeypatch):

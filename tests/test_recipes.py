@@ -131,8 +131,10 @@ def test_the_whole_chain(tmp_path, monkeypatch, capsys):
 
 
 def test_an_interrupted_training_goes_on(tmp_path):
-    (tmp_path / "model" / "checkpoint-2000").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
     args = reproduce.Arguments("refcoco", "", "", train=["learning_rate=2e-4", "mixed_precision=no"])
+    assert "resume_from_checkpoint" not in reproduce.training_settings(args, tmp_path)
+    (tmp_path / "model" / "log.jsonl").touch()
     settings = reproduce.training_settings(args, tmp_path)
     assert settings["resume_from_checkpoint"] == "latest"
     assert (settings["learning_rate"], settings["mixed_precision"]) == (2e-4, "no")

@@ -127,6 +127,42 @@ def test_runs_do_not_mix_in_one_folder(monkeypatch, untrained, tmp_path):
     assert (tmp_path / "second" / "best" / "config.json").is_file()
 
 
+def test_a_run_does_not_go_on_before_its_later_checkpoints(monkeypatch, untrained, tmp_path):
+    train(monkeypatch, untrained, tmp_path / "first", max_train_steps=4)
+    (tmp_path / "first" / "checkpoint-best").mkdir()
+    checkpoint = {"resume_from_checkpoint": tmp_path / "first" / "checkpoint-2"}
+    with pytest.raises(SystemExit, match="later checkpoints than checkpoint-2, up to checkpoint-4"):
+        train(monkeypatch, untrained, tmp_path / "first", **checkpoint)
+    train(monkeypatch, untrained, tmp_path / "branch", **checkpoint)
+    assert (tmp_path / "branch" / "checkpoint-4").is_dir()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(monkeypatch, untrained, tmp_path):
+    options = {"max_train_steps": 2, "eval_steps": 1, "checkpointing_steps": 10}
+    losses, _ = train(monkeypatch, untrained, tmp_path / "whole", **options)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in ("best", "log.jsonl"):
+        (tmp_path / "whole" / name).rename(killed / name)
+    with pytest.raises(SystemExit, match="latest"):
+        train(monkeypatch, untrained, killed, **options)
+    again, _ = train(monkeypatch, untrained, killed, resume_from_checkpoint="latest", **options)
+    assert again == losses and (killed / "best" / "config.json").is_file()
+
+
+def test_changed_settings_of_a_resumed_run_are_named(monkeypatch, untrained, tmp_path, caplog):
+    options = {"max_train_steps": 2, "logging_steps": 5}
+    train(monkeypatch, untrained, tmp_path, **options)
+    options |= {"resume_from_checkpoint": "latest", "max_train_steps": 4}
+    with pytest.raises(SystemExit, match="goes on with its own --learning_rate 0.0005, --weight_decay 0.01"):
+        train(monkeypatch, untrained, tmp_path, **options, learning_rate=1e-6, weight_decay=0.0)
+    losses, _ = train(monkeypatch, untrained, tmp_path, **{**options, "logging_steps": 3})
+    assert "Resumed with another --max_train_steps: 4, and before 2." in caplog.text
+    assert "logging_steps" not in caplog.text
+    whole, _ = train(monkeypatch, untrained, tmp_path / "whole", max_train_steps=4, lr_scheduler_type="constant")
+    assert losses[3] == pytest.approx(sum(whole[step] for step in (1, 2, 3)) / 3, rel=0.1), "a mean of three steps"
+
+
 def run_in_child(command):
     sys.argv = command
     # a process forked from one that has run OpenMP threads may not use them
@@ -239,6 +275,7 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is at least 1"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
         ({"report_to": "paper"}, "--report_to knows"),
+        ({"report_to": "aim"}, "--report_to aim needs a package that is not installed"),
     ],
     ids=str,
 )

@@ -37,6 +37,7 @@ from .checks import DataError
 
 logger = get_logger(__name__, log_level="INFO")
 
+LOG_NAME = "log.jsonl"
 # A folder with one of these is a model or an adapter.
 LAST_FILES = ("config.json", "adapter_config.json")
 # How files fail; the last is of sharded checkpoints.
@@ -56,6 +57,8 @@ class TrainingState:
     best_results: dict = field(default_factory=dict)
     evaluations_without_gain: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of losses since the last line of the log
+    summed_steps: int = 0
+    settings: dict = field(default_factory=dict)  # of the run that wrote it
 
     def forget_best(self):
         self.best, self.best_results, self.evaluations_without_gain = -math.inf, {}, 0
@@ -69,22 +72,31 @@ class TrainingState:
 
 def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path | None:
     """
-    The checkpoint to go on from, if any.
+    The checkpoint to go on from, if any. A run that was killed before its first has begun without one.
 
     Raises:
-        DataError: if there is no such checkpoint.
+        DataError: if there is no such checkpoint, or it is not the last of the output folder.
     """
     if resume_from_checkpoint is None:
         return None
+    checkpoints = list_checkpoints(output_dir)
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
         if not path.is_dir():
             raise DataError(f"There is no checkpoint {path}.")
+        places = [checkpoint.resolve() for checkpoint in checkpoints]
+        if path.resolve() in places[:-1]:
+            raise DataError(
+                f"{output_dir} holds later checkpoints than {path.name}, up to {checkpoints[-1].name}, which a run from there "
+                "would mix with its own: give it another --output_dir."
+            )
         return path
-    checkpoints = list_checkpoints(output_dir)
-    if not checkpoints:
+    if checkpoints:
+        return checkpoints[-1]
+    if not Path(output_dir, LOG_NAME).is_file() or holds_model(Path(output_dir)):
         raise DataError(f"There is no checkpoint to resume from in {output_dir}.")
-    return checkpoints[-1]
+    logger.info(f"The run in {output_dir} was stopped before its first checkpoint, and begins anew.")
+    return None
 
 
 def holds_model(folder: Path) -> bool:
@@ -108,7 +120,10 @@ def check_unused(output_dir: str):
 
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints in the order of their steps."""
-    return sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in Path(output_dir).glob("checkpoint-*")}
+    return sorted(
+        (path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path])
+    )
 
 
 def remove_partial(output_dir: str):
@@ -166,6 +181,42 @@ def load_checkpoint(accelerator: Accelerator, path: Path):
             f"{error}"
         ) from error
     logger.info(f"Resumed from {path}")
+
+
+# What a checkpoint holds itself, whatever the command says; and what may change at will.
+KEPT_SETTINGS = ("learning_rate", "weight_decay", "layerwise_lr_decay")
+FREE_SETTINGS = (
+    *("output_dir", "resume_from_checkpoint", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
+    *("per_device_eval_batch_size", "dataloader_num_workers", "report_to", "push_to_hub", "hub_model_id"),
+    *("hub_private_repo", "early_stopping_patience"),
+)
+
+
+def check_settings(before: dict, now: dict):
+    """
+    Hold the settings of a resumed run against those of the run that wrote its checkpoint, and name what has changed.
+
+    Args:
+        before, now (`dict`):
+            Settings by name; `"base"` is what the base of an adapter is recognized by.
+
+    Raises:
+        DataError: if the change would have no effect, or the adapter were put on another model.
+    """
+    if not before:  # a checkpoint of an earlier version
+        return
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    if "base" in changed:
+        raise DataError(
+            "The checkpoint's adapter began on another model, or with another seed, than this: resume with those."
+        )
+    kept = [f"--{name} {before.get(name)}" for name in KEPT_SETTINGS if name in changed]
+    if kept:
+        raise DataError(
+            f"The checkpoint goes on with its own {', '.join(kept)}: say so, or start a new run from its model with others."
+        )
+    for name in sorted(changed.difference(FREE_SETTINGS)):
+        logger.warning(f"Resumed with another --{name}: {now.get(name)}, and before {before.get(name)}.")
 
 
 def unshard(checkpoint: Path, folder: Path) -> Path:

@@ -42,7 +42,6 @@ from .checks import (
     suggest_bbox_format,
     to_corners,
 )
-from .checks import find_expression_problem as find_expression_problem
 
 
 logger = logging.get_logger(__name__)
@@ -215,8 +214,7 @@ def split_by_picture(
     """
     if not 0.0 < fraction < 1.0:
         raise DataError(f"The share to hold out must lie between 0 and 1, got {fraction}.")
-    column = "image_id" if "image_id" in dataset.rows.column_names else "image"
-    names = [_name_of(dataset.rows[row][column]) for row in dataset.indices]
+    names = _names_of_pictures(dataset)
     pictures = sorted(set(names), key=str)
     if len(pictures) < 2:
         raise DataError("To hold out pictures, the data set needs at least two.")
@@ -227,6 +225,21 @@ def split_by_picture(
         indices = [row for row, name in zip(dataset.indices, names) if (name in held_out) == wanted]
         halves.append(GroundingDataset(dataset.rows, indices, [], dataset.bbox_format))
     return tuple(halves)
+
+
+def one_sample_per_picture(dataset: GroundingDataset, seed: int = 0) -> GroundingDataset:
+    """A random sample of every picture's. Pictures are told apart as by [`split_by_picture`]."""
+    names = _names_of_pictures(dataset)
+    order = np.random.default_rng(seed).permutation(len(names))
+    chosen = sorted({names[index]: index for index in order}.values())
+    indices = [dataset.indices[index] for index in chosen]
+    return GroundingDataset(dataset.rows, indices, dataset.problems, dataset.bbox_format)
+
+
+def _names_of_pictures(dataset: GroundingDataset) -> list:
+    """What tells the picture of every sample from others."""
+    column = "image_id" if "image_id" in dataset.rows.column_names else "image"
+    return [_name_of(dataset.rows[row][column]) for row in dataset.indices]
 
 
 def _name_of(picture):

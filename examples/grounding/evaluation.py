@@ -138,9 +138,10 @@ def summarize(predictions: list[dict], score_threshold: float = 0.5) -> dict:
 
     Returns:
         `dict`: the headline numbers of [`evaluate_grounding`]; `patches_read_total`, the share read of all patches of the
-        pyramid; `scales_read`, their mean number; `scale_mean_iou`; `score_calibration`, see [`score_calibration`]; accuracies `by_target_size`, `by_aspect_ratio`, and `by_` every column of
-        `GROUP_COLUMNS` that says anything; `image_acc@0.5`, the mean over pictures of each picture's accuracy, where pictures
-        have ids; and `no_target` where any expression fits nothing.
+        pyramid; `scales_read`, their mean number; `scale_mean_iou`; `score_calibration`, see [`score_calibration`];
+        accuracies `by_target_size`, `by_aspect_ratio`, and `by_` every column of `GROUP_COLUMNS` that says anything;
+        `image_acc@0.5`, the mean over pictures of each picture's accuracy, where pictures have ids; and `no_target` where
+        any expression fits nothing.
     """
     placed = [prediction for prediction in predictions if prediction["true_box"] is not None]
     true_boxes = [prediction["true_box"] for prediction in placed]
@@ -180,11 +181,18 @@ def evaluate_grounding(model: ScanFormerForVisualGrounding, dataloader: DataLoad
     """
     The headline numbers, as training logs them. Arguments as of [`predict`].
 
+    Raises:
+        DataError: if no sample that can be used has a box.
+
     Returns:
         `dict`: `num_samples`; `acc@0.5`, `acc@0.5:0.95` and `mean_iou` of the last scale; `scale_acc@0.5`, a list, coarse
         first; `patches_read`, the share of patches read at every scale.
     """
     results = summarize(predict(model, dataloader, accelerator)[0])
+    if results["acc@0.5"] is None:
+        raise DataError(
+            "None of the samples to evaluate on that can be read has a box: mend them, or evaluate on others."
+        )
     headline = ("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "patches_read")
     return {name: results[name] for name in headline}
 

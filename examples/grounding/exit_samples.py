@@ -71,6 +71,8 @@ def read_samples(
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collator)
     signals, iou, lengths = [], [], []
     for batch in tqdm(loader, desc="Reading every scale", leave=False):
+        if not batch["samples"]:  # all were left out
+            continue
         samples, inputs = _split(batch, accelerator)
         collector = SignalCollector()
         with accelerator.autocast():
@@ -90,6 +92,8 @@ def read_samples(
     counted_lengths, counted_flops = [], []
     counted = DataLoader(Subset(dataset, range(min(num_cost_samples, len(dataset)))), collate_fn=collator)
     for batch in tqdm(counted, desc="Counting operations", leave=False):
+        if not batch["samples"]:
+            continue
         _, inputs = _split(batch, accelerator)
         with accelerator.autocast():
             flops, patches = count_flops_by_scale(model, inputs, **options)

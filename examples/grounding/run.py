@@ -22,7 +22,10 @@ from scenes import LEVELS
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
+from .arguments import ColumnArguments
+from .checkpoints import LAST_FILES
 from .checks import DataError
+from .data import GroundingDataset, check_boxes_in_pictures, load_grounding_dataset
 
 
 @dataclass(kw_only=True)
@@ -61,6 +64,43 @@ class RunArguments:
         return {name: value for name, value in given.items() if value is not None}
 
 
+@dataclass(kw_only=True)
+class MeasurementArguments(RunArguments, ColumnArguments):
+    """Of scripts that hold a model against true boxes."""
+
+    dataset: str = field(
+        default="scenes", metadata={"help": "'scenes', a folder of parquet files or of pictures, or a Hub id."}
+    )
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    on_error: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "What to do with unusable samples: 'stop', or 'skip' and count them."}
+    )
+    batch_size: int = field(default=50, metadata={"help": "Batch size of every process."})
+
+
+def load_dataset(args: MeasurementArguments, split: str) -> GroundingDataset:
+    """
+    A split of the data set.
+
+    Raises:
+        DataError: if it cannot be read, or its rows make no sense.
+    """
+    dataset = load_grounding_dataset(
+        args.dataset,
+        split,
+        config=args.dataset_config,
+        seed=args.seed,
+        num_samples=args.max_samples,
+        level=args.dataset_level,
+        on_error=args.on_error,
+        columns=args.columns,
+        bbox_format=args.bbox_format,
+    )
+    if args.dataset != "scenes":
+        check_boxes_in_pictures(dataset, args.on_error)
+    return dataset
+
+
 def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFormerProcessor]:
     if args.model is None:
         raise DataError("Give a --model: a folder or an id on the Hub.")
@@ -72,7 +112,7 @@ def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFo
         processor = ScanFormerProcessor.from_pretrained(args.model)
         model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
     except (OSError, ValueError) as error:
-        if Path(args.model, "config.json").is_file():
+        if any(Path(args.model, name).is_file() for name in LAST_FILES):
             raise DataError(f"Cannot load the model {args.model!r}: {error}") from error
         raise DataError(f"There is no model {args.model!r}. {list_models(Path(args.model))}") from error
     if args.longest_edge is not None:

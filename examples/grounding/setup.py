@@ -70,8 +70,11 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
         processor = load_processor(args.model_name_or_path, base)
         config = ScanFormerConfig.from_pretrained(base)
         if args.config_overrides:
+            before = config.to_dict()
             config.update_from_string(args.config_overrides)
             config.validate()
+            if adapter is not None or args.train == "lora":
+                _check_overrides_of_adapter(before, config.to_dict())
         model = ScanFormerForVisualGrounding.from_pretrained(base, config=config, **options)
     except DataError:
         raise
@@ -120,6 +123,15 @@ def _check_adapter_options(args: GroundingArguments):
         raise DataError(
             f"{args.model_name_or_path} is an adapter, and it is what goes on training: leave out --lora_r, --dora and "
             "--rslora."
+        )
+
+
+def _check_overrides_of_adapter(before: dict, after: dict):
+    lost = sorted(name for name in after if after[name] != before[name] and not name.endswith("_loss_coefficient"))
+    if lost:
+        raise DataError(
+            f"An adapter carries weights and no configuration: who loads it would not have the changed {', '.join(lost)}. "
+            "Change the base first: load it, set its `config`, and save it; or train all of it by --train full."
         )
 
 

@@ -82,7 +82,7 @@ def training_settings(args: Arguments, output: Path) -> dict:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:
             settings[name] = value
-    if any((output / "model").glob("checkpoint-*")):
+    if (output / "model" / "log.jsonl").is_file():
         settings["resume_from_checkpoint"] = "latest"
     return settings
 
