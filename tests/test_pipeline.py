@@ -1,5 +1,9 @@
 """pipeline("visual-grounding"), its inputs and outputs, and Transformers' own detection pipeline on a ScanFormer."""
 
+import ast
+import re
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -10,7 +14,11 @@ from torch.utils.data import Dataset
 from transformers import pipeline
 
 from modeling_scanformer import VisualGroundingPipeline, draw_scan
+from modeling_scanformer.pipeline_scanformer import DEFAULT_CHECKPOINT
 from modeling_scanformer.visualization_scanformer import rebuild_seen_image, stack_drawings
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,17 @@ def test_several_expressions_and_batches(pipe, batch_size):
         {"image": images[2], "text": text[:2]},
     ]
     assert_answers_equal(pipe(mixed, batch_size=batch_size), [expected[0], expected[1][0], expected[2][:2]])
+
+
+@pytest.mark.parametrize("file", ["README.md", "modeling_scanformer/pipeline_scanformer.py"])
+def test_the_documented_answer_is_what_the_shipped_checkpoint_gives(file):
+    (documented,) = re.findall(r"^[# ]*({'score': .*'the violet disc'.*}})$", (ROOT / file).read_text(), re.M)
+    documented = ast.literal_eval(documented)
+    answer = pipeline("visual-grounding", model=DEFAULT_CHECKPOINT)(
+        ROOT / "examples" / "demo.png", text="the violet disc"
+    )
+    assert answer["score"] == pytest.approx(documented["score"], abs=0.006)
+    assert answer["box"] == pytest.approx(documented["box"], abs=1)
 
 
 def test_many_expressions_are_read_in_parts(pipe, monkeypatch):
