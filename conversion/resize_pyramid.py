@@ -137,9 +137,16 @@ def adapt_generation_config(config: ScanFormerGenerationConfig, num_scales: int)
     config.early_exit = config.early_exit_rule = None
     if (config.max_scales or 0) > num_scales:
         config.max_scales = None
-    if isinstance(config.token_budget, list) and len(config.token_budget) != num_scales:
+    if not _is_share_of(config.token_budget, num_scales):
         config.token_budget = config.budget_split = config.budget_score = None
     return config
+
+
+def _is_share_of(budget: float | int | list | None, num_scales: int) -> bool:
+    """Whether a budget holds the coarsest scale of such a pyramid; numbers of patches were those of the pyramid before."""
+    if isinstance(budget, list):
+        return len(budget) == num_scales and all(isinstance(share, float) for share in budget)
+    return isinstance(budget, float) and budget > 1 / sum(4**scale for scale in range(num_scales))
 
 
 def main(

@@ -19,7 +19,8 @@ Calibrate when a ScanFormer stops reading, so that accuracy falls by no more tha
 
 The rule is written into DIR/generation_config.json; `generate(early_exit=True)` and `--early_exit` of the other scripts
 use it. With --confidence, over the draw of the calibration data, accuracy on new samples of the same kind falls by no more
-than --alpha. Of several expressions about one picture one is used, as they are not independent. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
+than --alpha. Of several expressions about one picture, which are not independent, a random one is used, and such draws are
+what the bound is about. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
 calibrations: tables, curves and a plot.
 """
 
@@ -27,7 +28,7 @@ import copy
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ from modeling_scanformer.early_exit_scanformer import fingerprint
 @dataclass(kw_only=True)
 class Arguments(MeasurementArguments):
     split: str = field(default="validation", metadata={"help": "Split to calibrate on; not one that was trained on."})
-    max_samples: int | None = field(default=4000, metadata={"help": "Rows to take from the start."})
+    max_samples: int | None = field(default=4000, metadata={"help": "Samples to use, from the start."})
     alpha: float = field(default=0.005, metadata={"help": "What accuracy may fall by: 0.005 is half a point."})
     confidence: float = field(default=0.95, metadata={"help": "With what probability it falls by no more."})
     output: str | None = field(
@@ -89,16 +90,16 @@ def check_number(num_samples: int, args: Arguments):
 
 def load_split(args: Arguments, split: str) -> GroundingDataset:
     """Samples that are independent draws, as the guarantee needs them."""
-    dataset = load_dataset(args, split)
-    # each of Scenes has a picture of its own
-    if args.dataset == "scenes":
-        return dataset
+    if args.dataset == "scenes":  # each has a picture of its own
+        return load_dataset(args, split)
+    dataset = load_dataset(replace(args, max_samples=None), split)
     independent = one_sample_per_picture(dataset, args.seed)
     if len(independent) < len(dataset):
         print(
             f"The {len(dataset)} expressions of {split!r} are about {len(independent)} pictures. Those about one picture are "
-            "not independent: one of each is used."
+            "not independent: one with a box is used of each, and the bound is about such a draw."
         )
+    independent.indices = independent.indices[: args.max_samples]
     return independent
 
 

@@ -33,6 +33,7 @@ from grounding.checkpoints import (
     check_unused,
     find_checkpoint,
     holds_model,
+    is_within,
     keep_trained_weights,
     load_checkpoint,
     remove_partial,
@@ -271,14 +272,11 @@ def train(args: Arguments):
     check_sharding(args, accelerator)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if checkpoint is None and args.resume_from_checkpoint is None:
+    begins_anew = checkpoint is None and args.resume_from_checkpoint is not None
+    if not begins_anew and (checkpoint is None or not is_within(checkpoint, args.output_dir)):
         check_unused(args.output_dir)
     if accelerator.is_main_process:
         remove_partial(args.output_dir)
-        if checkpoint is None and args.resume_from_checkpoint is not None:
-            # killed before its first checkpoint: the run begins anew, and so does the search for the best model
-            shutil.rmtree(Path(args.output_dir, "best"), ignore_errors=True)
-    accelerator.wait_for_everyone()
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:
         repo_id = open_repository(args.hub_model_id, args.hub_private_repo)
@@ -290,7 +288,7 @@ def train(args: Arguments):
     # as plain values, which checkpoints hold
     settings = json.loads(json.dumps(describe(args)))
     if isinstance(model, PeftModel):
-        settings["base"] = fingerprint(model.get_base_model())
+        settings["base"] = fingerprint(model.get_base_model(), with_adapters=False)
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
@@ -339,6 +337,9 @@ def train(args: Arguments):
             logger.info(f"The best model is not in {args.output_dir}: the next evaluation starts anew.")
             state.forget_best()
     state.settings = settings
+    if begins_anew and accelerator.is_main_process:
+        # everything is loaded by now: the best of the run that was stopped makes room
+        shutil.rmtree(Path(args.output_dir, "best"), ignore_errors=True)
     accelerator.init_trackers(Path(args.output_dir).name, config=describe(args))
 
     trained = sum(parameter.numel() for parameter in unwrapped.parameters() if parameter.requires_grad)

@@ -64,10 +64,10 @@ def exit_signals(
     return torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
 
 
-def fingerprint(model) -> list[float]:
+def fingerprint(model, with_adapters: bool = True) -> list[float]:
     """
     Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weight of what each layer's queries, values
-    and outputs come from, of both heads, and of adapters, if it carries any.
+    and outputs come from, of both heads, and, unless told otherwise, of adapters, if it carries any.
     """
     linears = [model.box_head.out_proj, model.score_head.out_proj]
     for layer in model.model.layers:
@@ -76,7 +76,7 @@ def fingerprint(model) -> list[float]:
     numbers = [
         _first_number(linear, "first_weight" if isinstance(linear, PackedLinear) else "weight") for linear in linears
     ]
-    if getattr(model, "peft_config", None):
+    if with_adapters and getattr(model, "peft_config", None):
         for path, module in model.named_modules():
             names = [name for name, _ in module.named_parameters(recurse=False) if "lora_" in f"{path}.{name}"]
             numbers += [_first_number(module, name) for name in names]

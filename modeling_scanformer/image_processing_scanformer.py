@@ -159,7 +159,7 @@ def flatten_images(images: ImageInput) -> list:
     Make a flat list of one picture, a batch (an array of four dimensions), or nested lists of either; a column of a data
     set is a list, too.
     """
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         return [image for group in images for image in flatten_images(group)]
     if is_valid_image(images) and not isinstance(images, PIL.Image.Image) and images.ndim == 4:
         return list(images)

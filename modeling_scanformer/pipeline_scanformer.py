@@ -14,7 +14,7 @@
 """pipeline("visual-grounding")"""
 
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,13 @@ class VisualGroundingPipeline(Pipeline):
         Raises:
             ValueError: for a picture that cannot be read, or a missing, empty or over-long expression.
         """
+        image = list(image) if isinstance(image, tuple) else image
         if isinstance(image, list) and not image:
             return []
         if text is not None:
             kwargs["text"] = text
-        if isinstance(image, tuple):
-            image = list(image)
-        is_column = isinstance(image, Sequence) and not isinstance(image, (list, str, bytes))
-        # of the `datasets` library: not what the parent takes for a data set
-        if is_column or hasattr(image, "column_names"):
+        # data sets and columns of the `datasets` library, which the parent takes for no data sets
+        if type(image).__module__.partition(".")[0] == "datasets":
             image = Subset(image, range(len(image))) if isinstance(image, Sized) else (row for row in image)
         return super().__call__(image, **kwargs)
 

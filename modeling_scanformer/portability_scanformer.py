@@ -115,10 +115,10 @@ def save_portable(model, processor, save_directory: str | os.PathLike, **kwargs)
         raise ValueError(
             "Save first, and push the folder then: `HfApi().upload_folder`, or `python -m hub_cards.publish`."
         )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if getattr(model, "peft_config", None):
         raise ValueError(
-            "The model carries an adapter, and a save would hold nothing else. Merge it first (`PeftModel.merge_and_unload`), "
-            "or save the adapter by `model.save_pretrained`."
+            "The model carries an adapter, and a save would hold nothing else. Save that by `model.save_pretrained`, and merge "
+            "it into its base for a repository of its own: `PeftModel.from_pretrained(base, adapter).merge_and_unload()`."
         )
     model.save_pretrained(save_directory, **kwargs)
     processor.save_pretrained(save_directory, **kwargs)

@@ -77,8 +77,9 @@ def test_every_kind_of_input_gives_the_same_answers(pipe, tmp_path):
     assert_answers_equal(list(pipe(rows, batch_size=2)), expected)
     assert_answers_equal(list(pipe(rows.to_iterable_dataset(), batch_size=2)), expected)
     assert_answers_equal(list(pipe(rows["image"], text="red", batch_size=2)), expected)
+    assert_answers_equal(list(pipe(rows.to_iterable_dataset()["image"], text="red")), expected)
     assert_answers_equal(pipe(tuple(images), text="red"), expected)
-    assert pipe([], text="red") == []
+    assert pipe([], text="red") == pipe((), text="red") == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

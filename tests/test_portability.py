@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from peft import get_peft_model
 from tiny import picture
 
 from modeling_scanformer import (
@@ -182,10 +183,15 @@ def test_the_base_model_can_be_portable_as_well(checkpoint, tmp_path):
 
 def test_a_model_with_an_adapter_is_not_saved_without_its_base(checkpoint, tmp_path):
     model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+    processor = ScanFormerProcessor.from_pretrained(checkpoint)
+    adapted = get_peft_model(ScanFormerForVisualGrounding.from_pretrained(checkpoint), lora_config(r=2))
     model.add_adapter(lora_config(r=2))
-    with pytest.raises(ValueError, match="[Mm]erge"):
-        save_portable(model, ScanFormerProcessor.from_pretrained(checkpoint), tmp_path / "out")
+    for each in (model, adapted):
+        with pytest.raises(ValueError, match="merge it into its base"):
+            save_portable(each, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    save_portable(adapted.merge_and_unload(), processor, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_remote_code_needs_only_torch_transformers_and_pillow():

@@ -78,10 +78,11 @@ def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
     assert model.generate(**take_row(inputs, 0, 3)).scale_boxes.shape == (1, 3, 4)
 
 
-def test_options_that_mean_nothing_for_the_other_model_are_dropped(checkpoint, tmp_path):
+@pytest.mark.parametrize("budget", [[1.0, 0.5, 0.25], 0.1, 30, [4, 4, 4]], ids=str)
+def test_options_that_mean_nothing_for_the_other_model_are_dropped(checkpoint, tmp_path, budget):
     source = shutil.copytree(checkpoint, tmp_path / "source")
     rule = EarlyExitRule([[1.0, 0.0, 0.0, 0.0]] * 2, [0.0] * 2, 0.5, 0.01, 0.95, 1000, fingerprint="0", options={})
-    options = {"token_budget": [1.0, 0.5, 0.25], "budget_score": "attention"}
+    options = {"token_budget": budget, "budget_score": "attention"}
     ScanFormerGenerationConfig(early_exit=True, early_exit_rule=rule.to_dict(), **options).save_pretrained(source)
     main(str(source), tmp_path / "out", num_scales=2)
     model = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")

@@ -135,6 +135,8 @@ def test_a_run_does_not_go_on_before_its_later_checkpoints(monkeypatch, untraine
         train(monkeypatch, untrained, tmp_path / "first", **checkpoint)
     train(monkeypatch, untrained, tmp_path / "branch", **checkpoint)
     assert (tmp_path / "branch" / "checkpoint-4").is_dir()
+    with pytest.raises(SystemExit, match="the folder of an earlier run"):
+        train(monkeypatch, untrained, tmp_path / "branch", **checkpoint)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(monkeypatch, untrained, tmp_path):

@@ -82,10 +82,9 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path
     checkpoints = list_checkpoints(output_dir)
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
-        if not path.is_dir():
+        if not path.is_dir() or (is_within(path, output_dir) and not checkpoints):
             raise DataError(f"There is no checkpoint {path}.")
-        places = [checkpoint.resolve() for checkpoint in checkpoints]
-        if path.resolve() in places[:-1]:
+        if is_within(path, output_dir) and path.resolve() != checkpoints[-1].resolve():
             raise DataError(
                 f"{output_dir} holds later checkpoints than {path.name}, up to {checkpoints[-1].name}, which a run from there "
                 "would mix with its own: give it another --output_dir."
@@ -95,8 +94,12 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path
         return checkpoints[-1]
     if not Path(output_dir, LOG_NAME).is_file() or holds_model(Path(output_dir)):
         raise DataError(f"There is no checkpoint to resume from in {output_dir}.")
-    logger.info(f"The run in {output_dir} was stopped before its first checkpoint, and begins anew.")
+    logger.warning(f"The run in {output_dir} was stopped before its first checkpoint, and begins anew.")
     return None
+
+
+def is_within(path: Path, folder: str) -> bool:
+    return path.resolve().parent == Path(folder).resolve()
 
 
 def holds_model(folder: Path) -> bool:
@@ -206,16 +209,16 @@ def check_settings(before: dict, now: dict):
     if not before:  # a checkpoint of an earlier version
         return
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    if "base" in changed:
+    if "base" in changed and "load_in_4bit" not in changed:
         raise DataError(
-            "The checkpoint's adapter began on another model, or with another seed, than this: resume with those."
+            "The checkpoint's adapter was trained on another model than this: resume with the one that it began on."
         )
     kept = [f"--{name} {before.get(name)}" for name in KEPT_SETTINGS if name in changed]
     if kept:
         raise DataError(
             f"The checkpoint goes on with its own {', '.join(kept)}: say so, or start a new run from its model with others."
         )
-    for name in sorted(changed.difference(FREE_SETTINGS)):
+    for name in sorted(changed.difference(FREE_SETTINGS, ["base"])):
         logger.warning(f"Resumed with another --{name}: {now.get(name)}, and before {before.get(name)}.")
 
 

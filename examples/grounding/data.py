@@ -228,18 +228,23 @@ def split_by_picture(
 
 
 def one_sample_per_picture(dataset: GroundingDataset, seed: int = 0) -> GroundingDataset:
-    """A random sample of every picture's. Pictures are told apart as by [`split_by_picture`]."""
-    names = _names_of_pictures(dataset)
+    """A random one of every picture's samples that have a box. Pictures are told apart as by [`split_by_picture`]."""
+    boxes = dataset.rows.select_columns(["bbox"])
+    placed = [row for row in dataset.indices if boxes[row]["bbox"] is not None]
+    placed = GroundingDataset(dataset.rows, placed, dataset.problems, dataset.bbox_format)
+    names = _names_of_pictures(placed)
     order = np.random.default_rng(seed).permutation(len(names))
     chosen = sorted({names[index]: index for index in order}.values())
-    indices = [dataset.indices[index] for index in chosen]
-    return GroundingDataset(dataset.rows, indices, dataset.problems, dataset.bbox_format)
+    placed.indices = [placed.indices[index] for index in chosen]
+    return placed
 
 
 def _names_of_pictures(dataset: GroundingDataset) -> list:
     """What tells the picture of every sample from others."""
     column = "image_id" if "image_id" in dataset.rows.column_names else "image"
-    return [_name_of(dataset.rows[row][column]) for row in dataset.indices]
+    # alone: rows may hold pictures, which take long to read
+    rows = dataset.rows.select_columns([column])
+    return [_name_of(rows[row][column]) for row in dataset.indices]
 
 
 def _name_of(picture):

@@ -49,6 +49,11 @@ logger = logging.get_logger(__name__)
 # What `--train heads` trains: everything after the encoder, and what selects patches.
 HEADS = ("box_head", "score_head", "selection_head")
 DEFAULT_RANK = 8
+# Of a configuration: what answers do not depend on. So do the coefficients of losses.
+TRAINING_OPTIONS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "selection_target_rate", "initializer_range"),
+    "merge_constant_tokens",
+)
 
 
 def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding | PeftModel, ScanFormerProcessor]:
@@ -127,7 +132,8 @@ def _check_adapter_options(args: GroundingArguments):
 
 
 def _check_overrides_of_adapter(before: dict, after: dict):
-    lost = sorted(name for name in after if after[name] != before[name] and not name.endswith("_loss_coefficient"))
+    changed = {name for name in after if after[name] != before[name] and not name.endswith("_loss_coefficient")}
+    lost = sorted(changed.difference(TRAINING_OPTIONS))
     if lost:
         raise DataError(
             f"An adapter carries weights and no configuration: who loads it would not have the changed {', '.join(lost)}. "
