@@ -20,8 +20,8 @@ Calibrate when a ScanFormer stops reading, so that accuracy falls by no more tha
 The rule is written into DIR/generation_config.json; `generate(early_exit=True)` and `--early_exit` of the other scripts
 use it. With --confidence, over the draw of the calibration data, accuracy on new samples of the same kind falls by no more
 than --alpha. Of several expressions about one picture, which are not independent, a random one is used, and such draws are
-what the bound is about. With --output, the rule is held against others on another split, and the guarantee is checked on repeated
-calibrations: tables, curves and a plot.
+what the bound is about. With --output, the rule is held against others on another split, and the guarantee is checked on
+repeated calibrations: tables, curves and a plot.
 """
 
 import copy
@@ -96,8 +96,8 @@ def load_split(args: Arguments, split: str) -> GroundingDataset:
     independent = one_sample_per_picture(dataset, args.seed)
     if len(independent) < len(dataset):
         print(
-            f"The {len(dataset)} expressions of {split!r} are about {len(independent)} pictures. Those about one picture are "
-            "not independent: one with a box is used of each, and the bound is about such a draw."
+            f"Of the {len(dataset)} expressions of {split!r}, {len(independent)} are used: one with a box about every picture, as "
+            "those about one are not independent. The bound is about such draws."
         )
     independent.indices = independent.indices[: args.max_samples]
     return independent

@@ -288,7 +288,7 @@ def test_one_expression_of_every_picture_is_calibrated_on(model_folder, tmp_path
     data = ["--dataset", folder.parent, "--bbox_column", "region", "--bbox_format", "xywh", "--on_error", "skip"]
     data += ["--batch_size", 1]
     run(calibrate_early_exit, "--model", model_folder, *data, "--alpha", 0.5, "--confidence", 0.5)
-    assert "36 expressions of 'validation' are about 12 pictures" in capsys.readouterr().out
+    assert "Of the 36 expressions of 'validation', 12 are used" in capsys.readouterr().out
     rule = json.loads((model_folder / "generation_config.json").read_text())["early_exit_rule"]
     assert rule["num_samples"] < 11, "of 11 samples, those that prove the rule"
     with pytest.raises(SystemExit, match="nothing that could be calibrated|^$"):

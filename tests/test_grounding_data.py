@@ -175,7 +175,7 @@ def test_senseless_boxes_are_told(box, reason, processor):
             processor.boxes_to_labels([box], [(10, 20)])
 
 
-def test_bad_rows_stop_the_work_or_are_left_out(tmp_path):
+def test_bad_rows_stop_the_work_or_are_left_out(tmp_path, monkeypatch):
     rows = make_rows(
         [BOX, [0, 0, float("nan"), 5], BOX, [0, 0, 30, 5]],
         expression=["a", "b", " ", "d"],
@@ -188,7 +188,10 @@ def test_bad_rows_stop_the_work_or_are_left_out(tmp_path):
     assert "3 of 4 rows" in str(error.value)
     for place in ("row 1, column 'bbox'", "row 2, column 'expression'", "row 3, column 'bbox'"):
         assert place in str(error.value)
+    warnings = []
+    monkeypatch.setattr("grounding.data.logger.warning", warnings.append)
     dataset = load_grounding_dataset(str(tmp_path), "test", on_error="skip")
+    assert len(warnings) == 1 and warnings[0].startswith("Left out 3 of 4 rows; the first: row 1, column 'bbox'")
     assert [sample["row"] for sample in dataset] == [0]
     assert [problem.row for problem in dataset.problems] == [1, 2, 3]
     assert len(load_grounding_dataset(str(tmp_path), "test", num_samples=1)) == 1

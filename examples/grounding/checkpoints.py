@@ -82,9 +82,9 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> Path
     checkpoints = list_checkpoints(output_dir)
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
-        if not path.is_dir() or (is_within(path, output_dir) and not checkpoints):
+        if not path.is_dir():
             raise DataError(f"There is no checkpoint {path}.")
-        if is_within(path, output_dir) and path.resolve() != checkpoints[-1].resolve():
+        if is_within(path, output_dir) and checkpoints and path.resolve() != checkpoints[-1].resolve():
             raise DataError(
                 f"{output_dir} holds later checkpoints than {path.name}, up to {checkpoints[-1].name}, which a run from there "
                 "would mix with its own: give it another --output_dir."

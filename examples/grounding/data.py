@@ -134,7 +134,8 @@ def load_grounding_dataset(
         expressions_per_scene (`int`, *optional*, defaults to 1):
             Consecutive samples of Scenes about one picture.
         on_error (`str`, *optional*, defaults to `"stop"`):
-            `"skip"` leaves out rows with senseless boxes or expressions; `"stop"` raises an error that names them.
+            `"skip"` leaves out rows with senseless boxes or expressions, and says how many; `"stop"` raises an error that
+            names them.
         columns (`dict[str, str]`, *optional*):
             What the data set calls the columns image, expression and bbox, where it has other names for them.
         bbox_format (`str`, *optional*, defaults to `"xyxy"`):
@@ -157,6 +158,7 @@ def load_grounding_dataset(
         # boxes in another form are no stray mistakes that could be left out
         if on_error == "stop" or suggestion:
             raise DataError(describe_problems(problems, len(rows), suggestion))
+        logger.warning(f"Left out {len({p.row for p in problems})} of {len(rows)} rows; the first: {problems[0]}")
     bad = {problem.row for problem in problems}
     indices = [row for row in range(len(rows)) if row not in bad]
     if not indices:
