@@ -10,8 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 HERE, ELSEWHERE = torch.device("cpu"), torch.device("cuda:1")
 # As `device_map="auto"` cuts the model: in the order of its modules.
-ON_THE_SECOND = ("model.layers.1", "model.layers.2", "model.layers.3", "model.layernorm", "model.constant_token")
-ON_THE_SECOND = (*ON_THE_SECOND, "model.selection_head", "box_head", "score_head")
+ON_THE_SECOND = (
+    *("model.layers.1", "model.layers.2", "model.layers.3", "model.layernorm", "model.constant_token"),
+    *("model.selection_head", "box_head", "score_head"),
+)
 
 
 def place(tensor: torch.Tensor) -> torch.device:

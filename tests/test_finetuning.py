@@ -399,19 +399,16 @@ def test_there_has_to_be_something_to_evaluate_on(finetune, pictures, tmp_path):
 
 
 def test_what_cannot_be_read_is_no_evaluation(finetune, pictures, tmp_path):
-    folder = shutil.copytree(pictures, tmp_path / "pictures")
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    (folder / "bad.png").write_bytes(b"damaged")
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data / "train")
+    shutil.copytree(pictures, data / "validation")
     # the only box to evaluate on is of a picture that cannot be read
-    rows = [{**rows[0], "file_name": "bad.png"}, {**rows[1], "bbox": None}]
-    for split in ("train", "validation"):
-        shutil.copytree(pictures if split == "train" else folder, tmp_path / "both" / split)
-    (tmp_path / "both" / "train" / "metadata.jsonl").rename(tmp_path / "train.jsonl")
-    lines = [{**json.loads(line)} for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    for split, entries in (("train", lines), ("validation", rows)):
-        (tmp_path / "both" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    (data / "validation" / "0.png").write_bytes(b"damaged")
+    rows = [{"file_name": "0.png", "bbox": [1, 2, 20, 25]}, {"file_name": "1.png", "bbox": None}]
+    lines = [json.dumps({**row, "expression": "red"}) for row in rows]
+    (data / "validation" / "metadata.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="None of the samples to evaluate on that can be read"):
-        finetune(dataset=tmp_path / "both", train_val_split=None, on_error="skip", max_train_steps=1)
+        finetune(dataset=data, train_val_split=None, on_error="skip", max_train_steps=1)
 
 
 def test_a_data_set_on_the_hub_is_trained_on(finetune, pictures, hub, hub_client, tmp_path, monkeypatch):

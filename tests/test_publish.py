@@ -77,7 +77,9 @@ def maker(checkpoint, tmp_path_factory):
         (folder / "train.sh").write_text("python train.py\n")
         (folder / "results").mkdir()
         scenes = make_results(model, "scenes", dataset_level="primer", seed=123)
-        pictures = make_results(model, "data/pictures", split="testA", selection_threshold=0.0, early_exit=True)
+        pictures = make_results(
+            model, "data/pictures", split="testA", max_scales=3, selection_threshold=0.0, early_exit=True
+        )
         pictures |= {"flops_per_sample": 12_345_000_000.0, "dense_flops_per_sample": 23_456_000_000.0}
         (folder / "results" / "scenes.json").write_text(json.dumps(scenes))
         (folder / "results" / "pictures.json").write_text(json.dumps(pictures))
@@ -143,6 +145,7 @@ def test_the_metadata_holds_the_results(repository):
     scenes, pictures = found["Scenes", "mean IoU"], found["Pictures", "mean IoU"]
     assert scenes.dataset_config == "primer" and scenes.dataset_args == {"num_samples": 2, "seed": 123}
     assert pictures.dataset_split == "testA" and pictures.metric_args == {
+        "max_scales": 3,
         "selection_threshold": 0.0,
         "early_exit": True,
     }
@@ -155,10 +158,8 @@ def test_the_card_says_what_is_true(repository, checkpoint):
     assert "| layers | 4, the first 2 of them Encoder1 |" in text
     # one box of two has an IoU of 0.8 and the other of 0; 6 patches of 21 are read
     assert "| Scenes, primer, test | 2 | 50.0 | 35.0 | 40.0 | 28.6 | - | - |" in text
-    assert (
-        "| Pictures, testA, selection_threshold `0.0`, early_exit `True` | 2 | 50.0 | 35.0 | 40.0 | 28.6 | 12.345 | 23.456 |"
-        in text
-    )
+    run = "max_scales `3`, selection_threshold `0.0`, early_exit `True`"
+    assert f"| Pictures, testA, {run} | 2 | 50.0 | 35.0 | 40.0 | 28.6 | 12.345 | 23.456 |" in text
     assert "python examples/evaluate_visual_grounding.py --dataset scenes" in text
     assert "python train.py --learning_rate 0.5" in text
     answer = pipeline("visual-grounding", model=str(checkpoint))(str(repository / "example.png"), "the violet disc")
