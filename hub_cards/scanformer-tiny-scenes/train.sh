@@ -105,9 +105,9 @@ compiled_stage 20 19 --dataset_level contrasts --seed 84 --max_train_steps 600 -
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
 compiled_stage 21 20 --seed 85 --max_train_steps 1350 --learning_rate 5e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30
-# Shapes are learned far sooner in small pictures, and carry over to larger ones; so does part of the rest. Between 21 and 22,
-# the weights here were also shown 45,000 expressions of the same level at 256 pixels, which changed next to nothing. Stages 23
-# and 24 were the first steps of longer ones at a constant learning rate.
+# Shapes are learned far sooner in small pictures, and carry over to larger ones; contrasts are learned no sooner (stage 24).
+# Between 21 and 22, the weights here were also shown 45,000 expressions of the same level at 256 pixels, which changed next to
+# nothing. Stages 23 and 24 were the first steps of longer ones at a constant learning rate.
 stage_of_two 22 21 "$compiled" --longest_edge 128 --dataset_level shapes --expressions_per_scene 4 --seed 87 \
     --max_train_steps 1500 --learning_rate 7e-4 --lr_scheduler_type linear --num_warmup_steps 30 \
     --per_device_train_batch_size 64 --validation_split ""
