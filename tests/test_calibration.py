@@ -34,10 +34,10 @@ from grounding.calibration import (
     check_guarantee,
     fit_logistic,
     fit_stopping_score,
+    is_proven,
     last_scale_read,
     learn_then_test,
     num_samples_needed,
-    p_value,
     sigmoid,
     stopping_scores,
 )
@@ -46,6 +46,7 @@ from grounding.evaluation import score_calibration
 from grounding.exit_curves import compare_exits
 from grounding.exit_samples import fit_flops
 from safetensors.torch import load_file
+from scipy.stats import norm
 from tiny import picture
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
@@ -63,32 +64,40 @@ def make_samples(num_samples: int, seed: int, gain: float = 0.0) -> ScanSamples:
 
 
 @pytest.mark.parametrize("winner_rate", [0.0, 0.02, 0.1])
-def test_p_value_is_small_as_rarely_as_it_says(winner_rate):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("error", [0.05, 0.2])
+def test_what_is_false_is_proven_as_rarely_as_it_says(winner_rate, error):
     num_samples, alpha = 150, 0.05
     rates = [winner_rate + alpha, winner_rate, 1 - 2 * winner_rate - alpha]
-    draws = rng.multinomial(num_samples, rates, size=400)
-    p = np.array([p_value(int(losers), int(winners), num_samples, alpha) for losers, winners, _ in draws])
-    for level in (0.01, 0.05, 0.2):
-        error = 3 * (level * (1 - level) / len(p)) ** 0.5
-        assert (p <= level).mean() <= level + error
+    draws = np.random.default_rng(0).multinomial(num_samples, rates, size=2000)
+    proofs = [is_proven(int(losers), int(winners), num_samples, alpha, 1 - error) for losers, winners, _ in draws]
+    assert np.mean(proofs) <= error + 3 * (error * (1 - error) / len(proofs)) ** 0.5
 
 
-def test_p_value_rises_with_losers_and_falls_with_winners_and_samples():
-    of_losers = [p_value(losers, 3, 800, 0.01) for losers in range(12)]
-    of_winners = [p_value(4, winners, 800, 0.01) for winners in range(12)]
-    of_samples = [p_value(2, 1, num_samples, 0.01) for num_samples in (100, 300, 900, 2700)]
-    assert np.all(np.diff(of_losers) >= 0) and np.all(np.diff(of_winners) <= 0) and np.all(np.diff(of_samples) < 0)
-    # where none loses and none wins, hardly more than the chance of that if losers were as frequent as allowed
-    assert 0.995**1000 <= p_value(0, 0, 1000, 0.005) < 0.03
-    # winners count: the binomial test of losers alone gives 0.13
-    assert p_value(6, 8, 2000, 0.005) < 0.05
+def test_losers_speak_against_the_proof_and_winners_and_samples_for_it():
+    of_losers = [is_proven(losers, 10, 2000, 0.005, 0.95) for losers in range(30)]
+    of_winners = [is_proven(10, winners, 2000, 0.005, 0.95) for winners in range(30)]
+    of_samples = [is_proven(4, 4, num_samples, 0.005, 0.95) for num_samples in range(1000, 4000, 100)]
+    assert of_losers[0] and not of_losers[-1] and of_losers == sorted(of_losers, reverse=True)
+    assert of_winners[-1] and not of_winners[0] and of_winners == sorted(of_winners)
+    assert of_samples[-1] and not of_samples[0] and of_samples == sorted(of_samples)
+    # every answer changes, and all for the better, or all for the worse
+    assert is_proven(0, 50, 50, 0.005, 0.95) and not is_proven(50, 0, 50, 0.005, 0.95)
+
+
+def test_proof_needs_little_more_than_a_normal_approximation():
+    num_samples, num_changes, alpha = 10_000, 1000, 0.01
+    bound = num_samples * alpha - norm.isf(0.05) * num_changes**0.5  # of losers less winners, were their sum known
+    losers = [
+        number for number in range(num_changes) if is_proven(number, num_changes - number, num_samples, alpha, 0.95)
+    ]
+    surplus = 2 * max(losers) - num_changes
+    assert 0.7 * bound < surplus <= bound
 
 
 def test_number_of_samples_needed():
     needed = num_samples_needed(0.005, 0.95)
     held_out = needed - round(calibration.FIT_SHARE * needed)
-    assert p_value(0, 0, held_out, 0.005) <= 0.05 < p_value(0, 0, held_out - 2, 0.005)
+    assert is_proven(0, 0, held_out, 0.005, 0.95) and not is_proven(0, 0, held_out - 2, 0.005, 0.95)
 
 
 def test_guarantee_holds_on_made_up_data():
@@ -226,7 +235,7 @@ def test_a_rule_is_made_and_used(model_folder, tmp_path, run):
     arguments = [*data, "--alpha", 0.3, "--output", output, "--num_trials", 3, "--num_cost_samples", 4]
     run(calibrate_early_exit, "--model", model_folder, *arguments, "--selection_threshold", 0.45)
     rule = json.loads((model_folder / "generation_config.json").read_text())["early_exit_rule"]
-    assert (rule["alpha"], rule["confidence"], rule["num_samples"]) == (0.3, 0.95, 27)
+    assert (rule["alpha"], rule["confidence"], rule["num_samples"]) == (0.3, 0.95, 30)
     assert rule["options"] == {"selection_threshold": 0.45} and len(rule["weights"]) == 2
     assert (model_folder / "model.safetensors").read_bytes() == weights
     results = json.loads(output.read_text())
@@ -292,7 +301,7 @@ def test_one_expression_of_every_picture_is_calibrated_on(model_folder, tmp_path
     run(calibrate_early_exit, "--model", model_folder, *data, "--alpha", 0.5, "--confidence", 0.5)
     assert "Of the 36 expressions of 'validation', 12 are used" in capsys.readouterr().out
     rule = json.loads((model_folder / "generation_config.json").read_text())["early_exit_rule"]
-    assert rule["num_samples"] == 7, "of 11 that can be read, a third fits the score, and the others prove the rule"
+    assert rule["num_samples"] == 8, "of 11 that can be read, a quarter fits the score, and the others prove the rule"
     run(compare_budgets, "--model", model_folder, *data, *budgets, "--output", tmp_path / "budgets.json")
     assert json.loads((tmp_path / "budgets.json").read_text())["curves"]
 

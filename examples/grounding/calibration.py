@@ -17,12 +17,10 @@ the user allows.
 """
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import beta, binom
 from tqdm.auto import tqdm
 
 
@@ -32,10 +30,9 @@ RIDGE = 10.0
 # Thresholds tried, from those at which hardly a sample leaves to those at which all do.
 NUM_THRESHOLDS = 40
 # Share of the samples that the stopping score is fitted on. The proof is what takes many.
-FIT_SHARE = 1 / 3
-# How far a sample that wins by leaving makes up for one that loses, as evidence. With 0 the test knows losers only (a
-# binomial test), with 1 it must fear that both are frequent.
-WINNER_WEIGHT = 0.6
+FIT_SHARE = 1 / 4
+# Share of the allowed error that goes into the bound of how many answers change; the rest goes into how many of them lose.
+CHANGE_SHARE = 1 / 4
 # The fit counts how far the IoU falls within these bounds, rather than whether it falls below 0.5, which hardly happens.
 SOFT_BOUNDS = (0.3, 0.7)
 
@@ -161,14 +158,13 @@ def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
     return np.unique(np.quantile(scores, np.linspace(0, 1, NUM_THRESHOLDS)))[::-1]
 
 
-@cache
-def p_value(num_losers: int, num_winners: int, num_samples: int, alpha: float) -> float:
+def is_proven(num_losers: int, num_winners: int, num_samples: int, alpha: float, confidence: float) -> bool:
     """
-    P-value of the hypothesis that the expected loss exceeds `alpha`, exact for any number of samples: how likely it is to
-    see a statistic as low as `num_losers - WINNER_WEIGHT * num_winners`, if losers are more frequent than winners by
-    `alpha`, with the frequency of winners that makes it most likely. As the statistic rises with the one frequency and
-    falls with the other, its distribution anywhere within a cell of frequencies lies above that at the corner with the
-    fewest losers and most winners: so the maximum over the cells' corners bounds all frequencies.
+    Whether the expected loss is at most `alpha`, by a test that is exact for any number of samples. Given how many answers
+    change, losers among them are binomial. If the expected loss exceeds `alpha`, a change is a loser with a probability
+    above (1 + `alpha` / rate of changes) / 2. That rate is not known, but seldom lies above its upper confidence bound
+    (Clopper and Pearson, Biometrika 1934), and what is left of the allowed error is for the binomial test at this bound, as
+    Berger and Boos (JASA 1994) treat what a hypothesis leaves open.
 
     Args:
         num_losers, num_winners (`int`):
@@ -177,34 +173,24 @@ def p_value(num_losers: int, num_winners: int, num_samples: int, alpha: float) -
             Number of independent samples.
         alpha (`float`):
             The expected loss that is tested against.
+        confidence (`float`):
+            1 - the probability of a proof where the expected loss exceeds `alpha`, at most.
     """
-    statistic = num_losers - WINNER_WEIGHT * num_winners
-    most = (1 - alpha) / 2  # beyond, losers would have no room
-    num_cells = math.ceil(math.log(50 * most / alpha) / math.log(1.1))
-    edges = np.append(0, np.geomspace(min(alpha / 50, most), most, max(num_cells, 1) + 1))
-    p = 0.0
-    for fewest, winner_rate in zip(edges[:-1], edges[1:]):
-        # Bernstein's inequality tells the many cells in which so low a statistic is less likely than in an earlier one
-        mean = num_samples * (fewest + alpha - WINNER_WEIGHT * winner_rate)
-        variance = num_samples * (fewest + alpha + WINNER_WEIGHT**2 * winner_rate)
-        distance = max(mean - statistic, 0.0)
-        if math.exp(-(distance**2) / 2 / (variance + (1 + WINNER_WEIGHT) * distance / 3)) <= p:
-            continue
-        low, high = binom.ppf([1e-12, 1 - 1e-12], num_samples, winner_rate)
-        winners = np.arange(low, high + 1)
-        losers = np.floor(statistic + WINNER_WEIGHT * winners + 1e-9)
-        rate = min((fewest + alpha) / (1 - winner_rate), 1.0)  # of losers, among those that are no winners
-        tail = binom.pmf(winners, num_samples, winner_rate) @ binom.cdf(losers, num_samples - winners, rate)
-        p = max(p, float(tail) + 2e-12)
-    return min(p, 1.0)
+    error, num_changes = 1 - confidence, num_losers + num_winners
+    if num_changes == num_samples:
+        most_changes = 1.0
+    else:
+        most_changes = beta.isf(CHANGE_SHARE * error, num_changes + 1, num_samples - num_changes)
+    if most_changes <= alpha:
+        return True
+    chance = binom.cdf(num_losers, num_changes, (1 + alpha / most_changes) / 2)
+    return bool(chance <= (1 - CHANGE_SHARE) * error)
 
 
 def num_samples_needed(alpha: float, confidence: float) -> int:
-    """The number of samples, [`FIT_SHARE`] of them for the fit, with fewer of which nothing is proven if none loses or wins."""
-    fewest = math.ceil(math.log(1 - confidence) / math.log(1 - alpha))  # if winners were known to be impossible
-    candidates = range(fewest, 10 * fewest)
-    enough = bisect_left(candidates, True, key=lambda number: p_value(0, 0, number, alpha) <= 1 - confidence)
-    return math.ceil((fewest + enough) / (1 - FIT_SHARE))
+    """The number of samples, [`FIT_SHARE`] of them for the fit, with fewer of which nothing is proven if no answer changes."""
+    held_out = math.ceil(math.log(CHANGE_SHARE * (1 - confidence)) / math.log(1 - alpha))
+    return math.ceil(held_out / (1 - FIT_SHARE))
 
 
 def learn_then_test(
@@ -232,7 +218,7 @@ def learn_then_test(
     proven = None
     for threshold in thresholds:
         losses = held_out.losses(last_scale_read(scores, threshold))
-        if p_value(int((losses > 0).sum()), int((losses < 0).sum()), len(losses), alpha) > 1 - confidence:
+        if not is_proven(int((losses > 0).sum()), int((losses < 0).sum()), len(losses), alpha, confidence):
             break
         proven = float(threshold)
     return proven
