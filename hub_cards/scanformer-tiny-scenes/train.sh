@@ -3,7 +3,7 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Eleven hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
+# Thirteen hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
 # one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
 # these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
 # begun to fall, the tenth's to 13 % of its peak. The stages from 12 on ran on a CPU with matrix units for bf16.
@@ -117,4 +117,15 @@ stage_of_two 24 23 "$compiled" --longest_edge 128 --dataset_level contrasts --ex
     --max_train_steps 900 --learning_rate 5e-4 --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 \
     --per_device_train_batch_size 64 --validation_split ""
 compiled_stage 25 24 --seed 90 --max_train_steps 1500 --learning_rate 5e-4 \
+    --lr_scheduler_type linear --num_warmup_steps 30
+# Once more, and at last larger pictures, for small things: little has to be learned again. Stage 27 was the first steps of a
+# longer one at a constant learning rate, and stage 28 of one of 2100 steps, whose rate had fallen to two thirds.
+stage_of_two 26 25 "$compiled" --longest_edge 128 --dataset_level shapes --expressions_per_scene 4 --seed 91 \
+    --max_train_steps 1200 --learning_rate 7e-4 --lr_scheduler_type linear --num_warmup_steps 30 \
+    --per_device_train_batch_size 64 --validation_split ""
+compiled_stage 27 26 --dataset_level contrasts --seed 92 --max_train_steps 300 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
+compiled_stage 28 27 --seed 93 --max_train_steps 750 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
+compiled_stage 29 28 --longest_edge 384 --seed 94 --max_train_steps 1400 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30
