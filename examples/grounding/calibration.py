@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, binom
+from scipy.stats import binom, binomtest
 from tqdm.auto import tqdm
 
 
@@ -177,10 +177,8 @@ def is_proven(num_losers: int, num_winners: int, num_samples: int, alpha: float,
             1 - the probability of a proof where the expected loss exceeds `alpha`, at most.
     """
     error, num_changes = 1 - confidence, num_losers + num_winners
-    if num_changes == num_samples:
-        most_changes = 1.0
-    else:
-        most_changes = beta.isf(CHANGE_SHARE * error, num_changes + 1, num_samples - num_changes)
+    changes = binomtest(num_changes, num_samples, alternative="less")
+    most_changes = changes.proportion_ci(1 - CHANGE_SHARE * error, method="exact").high
     if most_changes <= alpha:
         return True
     chance = binom.cdf(num_losers, num_changes, (1 + alpha / most_changes) / 2)
