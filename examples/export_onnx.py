@@ -19,7 +19,7 @@ Export a ScanFormer to ONNX: a file for the text, and one for every scale and nu
 
 The files are run by ONNX Runtime and held against PyTorch on a picture. `--evaluate_level` measures on Scenes what they
 cost in accuracy, and how long they take, one sample at a time. In your own code,
-`grounding.onnx_steps.load_onnx_scanner(OUTPUT).generate(**inputs)` takes what the processor gives, as the model does.
+`grounding.onnx_steps.load_onnx_scanner(Path(OUTPUT)).generate(**inputs)` takes what the processor gives, as the model does.
 """
 
 import json

@@ -277,7 +277,8 @@ class ScanFormerImageProcessor(PilBackend):
             `(batch_size, num_scales, 2)`.
 
         Raises:
-            ValueError: for a picture that cannot be decoded, is empty or holds NaN.
+            ValueError: for a picture that cannot be decoded, is empty or holds NaN; and for sizes (without `do_resize`, of
+                pictures) that are no multiples of `patch_size * 2 ** (num_scales - 1)`.
         """
         return super().preprocess(images, **kwargs)
 

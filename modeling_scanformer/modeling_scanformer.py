@@ -545,14 +545,13 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         Examples:
 
         ```python
-        >>> from PIL import Image
-        >>> from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+        >>> from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor, read_image
 
         >>> checkpoint = "hub_cards/scanformer-tiny-scenes"
         >>> model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
         >>> processor = ScanFormerProcessor.from_pretrained(checkpoint)
 
-        >>> image = Image.open("examples/demo.png")
+        >>> image = read_image("examples/demo.png")
         >>> inputs = processor(images=image, text="the violet disc", return_tensors="pt")
         >>> outputs = model(**inputs)
         >>> result = processor.post_process_visual_grounding(outputs, target_sizes=[image.size[::-1]])[0]

@@ -78,8 +78,10 @@ class ScanFormerVisualGroundingOutput(ModelOutput):
             Their scores.
         scales_read (`torch.LongTensor` of shape `(batch_size,)`, *optional*, returned by `generate`):
             Number of scales read.
-        patch_indices, selection_masks, selection_logits, past_key_values, hidden_states, attentions:
+        selection_masks:
             See [`ScanFormerModelOutput`].
+        patch_indices, selection_logits, past_key_values, hidden_states, attentions:
+            See [`ScanFormerModelOutput`]; `generate` returns none of them.
     """
 
     loss: torch.FloatTensor | None = None

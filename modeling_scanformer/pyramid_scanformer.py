@@ -84,7 +84,8 @@ def image_pyramid(pixels: torch.Tensor, patch_size: int, num_scales: int) -> dic
         `(batch_size, num_scales, 2)`, the rows and columns of every scale.
 
     Raises:
-        ValueError: if the sides are not multiples of `patch_size * 2 ** (num_scales - 1)`, or the pixels are integers.
+        ValueError: if the shape is another, the sides are not multiples of `patch_size * 2 ** (num_scales - 1)`, or the pixels
+            are integers.
     """
     if not pixels.is_floating_point():
         raise ValueError(f"Expected normalised images, of floating-point numbers, got {pixels.dtype}.")

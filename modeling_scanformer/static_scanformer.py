@@ -370,7 +370,8 @@ class StaticScanner:
     Example:
 
     ```python
-    >>> shapes = StaticShapes.for_pictures(model.config, longest_edge=128)
+    >>> longest_edge = processor.image_processor.size["longest_edge"]
+    >>> shapes = StaticShapes.for_pictures(model.config, longest_edge)
     >>> scanner = StaticScanner.from_model(model, shapes).compile(mode="reduce-overhead")
     >>> outputs = scanner.generate(**inputs)
     ```"""

@@ -129,3 +129,9 @@ compiled_stage 28 27 --seed 93 --max_train_steps 750 --learning_rate 5e-4 \
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
 compiled_stage 29 28 --longest_edge 384 --seed 94 --max_train_steps 1400 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30
+# The same again with larger pictures; stage 30 was the first steps of a longer one at a constant learning rate. The threshold
+# of the selection rises: what is read for it no longer gains anything.
+compiled_stage 30 29 --longest_edge 384 --dataset_level contrasts --seed 95 --max_train_steps 300 --learning_rate 5e-4 \
+    --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
+compiled_stage 31 30 --longest_edge 384 --seed 96 --max_train_steps 2600 --learning_rate 5e-4 \
+    --lr_scheduler_type linear --num_warmup_steps 30 --selection_threshold 0.5
