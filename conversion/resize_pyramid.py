@@ -173,7 +173,7 @@ def main(
         model, processor = resize_pyramid(model, processor, patch_size, num_scales, longest_edge)
         model.save_pretrained(out)
         processor.save_pretrained(out)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
     image_processor = processor.image_processor
     print(

@@ -40,7 +40,7 @@ from grounding.exit_samples import read_samples
 from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from transformers import HfArgumentParser
 
-from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding
+from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
@@ -163,6 +163,12 @@ def run(args: Arguments):
         raise DataError("Calibration runs in one process: start it without a launcher.")
     model, processor = load_model(args)
     model.to(accelerator.device).eval()
+    size = ScanFormerProcessor.from_pretrained(args.model).image_processor.size
+    if size != processor.image_processor.size:
+        raise DataError(
+            f"The rule is kept with the checkpoint, whose processor scales pictures to {size['longest_edge']} pixels: leave "
+            "out --longest_edge, or save a processor of that resolution there first."
+        )
     if (args.max_scales or model.config.num_scales) < 2:
         raise DataError("With a single scale there is nothing to leave early.")
     kept = copy.deepcopy(model.generation_config)

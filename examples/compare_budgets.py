@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from grounding.cost import LIMITS
 from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
 from grounding.report import to_table
@@ -62,8 +63,9 @@ def compare(args: Arguments) -> dict:
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     model, processor = load_model(args)
     model.to(accelerator.device).eval()
-    # a budget is spent whole only where everything is wanted
-    common = {**args.generation_options, "selection_threshold": 0.0}
+    # a stop that is saved with the model would save patches, too; a budget is spent whole only where everything is wanted
+    learned = {**dict.fromkeys(LIMITS), **args.generation_options}
+    common = {**learned, "selection_threshold": 0.0}
     runs = [(way, budget) for way in WAYS for budget in args.budgets]
     for budget in args.budgets:
         try_out(model, processor, {**common, "token_budget": budget})
@@ -85,8 +87,8 @@ def compare(args: Arguments) -> dict:
     curves = {way: [] for way in WAYS}
     for way, budget in tqdm(runs, desc="Comparing"):
         split, score = WAYS[way]
-        curves[way].append(measure(**common, token_budget=budget, budget_split=split, budget_score=score))
-    return {"curves": curves, "learned_selection": measure(**args.generation_options)}
+        curves[way].append(measure(**{**common, "token_budget": budget, "budget_split": split, "budget_score": score}))
+    return {"curves": curves, "learned_selection": measure(**learned)}
 
 
 def to_markdown(results: dict) -> str:

@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
+from grounding.checkpoints import holds_model
 from grounding.report import to_table
 from grounding.scripts import evaluate_once, run_script
 from safetensors.torch import load_file
@@ -116,7 +117,7 @@ class Arguments:
 
 def train(args: Arguments, start: Path, output: Path, seed: int, flags: tuple[str, ...]):
     """A stage of the training, unless it is done."""
-    if (output / "model.safetensors").is_file():
+    if holds_model(output):
         return
     resume = ("--resume_from_checkpoint", "latest") if any(output.glob("checkpoint-*")) else ()
     run_script(

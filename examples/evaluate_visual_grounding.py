@@ -36,6 +36,7 @@ from accelerate import Accelerator
 from grounding.cost import measure_cost
 from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
+from grounding.parts import replace_file
 from grounding.processes import check_processes, start_processes
 from grounding.report import plot, to_markdown
 from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
@@ -120,13 +121,14 @@ def read_predictions(path: Path) -> list[dict]:
 
 def write(output: Path, results: dict, predictions: list[dict] | None):
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=2) + "\n")
     page = to_markdown(results)
     output.with_suffix(".md").write_text(page)
     plot(results, output.with_suffix(".png"))
     if predictions is not None:
         with output.with_suffix(".predictions.jsonl").open("w") as file:
             file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
+    # it comes last, and whole: with it, an evaluation is done
+    replace_file(output, lambda partial: partial.write_text(json.dumps(results, indent=2) + "\n"))
     print(page)
 
 

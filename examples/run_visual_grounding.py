@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import yaml
@@ -39,6 +40,7 @@ from grounding.checkpoints import (
     remove_partial,
     save_checkpoint,
     save_model,
+    sole_run,
 )
 from grounding.checks import DataError
 from grounding.data import spread_pictures
@@ -51,13 +53,19 @@ from peft import PeftModel
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, SchedulerType, get_scheduler
+from transformers import HfArgumentParser, get_scheduler
 
 from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
 logger = get_logger(__name__, log_level="INFO")
 
+
+# Those of Transformers that follow steps and need no settings of their own.
+Schedule = Literal[
+    *("linear", "cosine", "cosine_with_restarts", "polynomial"),
+    *("constant", "constant_with_warmup", "inverse_sqrt"),
+]
 
 POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_train_steps"),
@@ -75,9 +83,9 @@ class Arguments(GroundingArguments):
     max_train_steps: int = field(default=10000, metadata={"help": "Number of optimizer steps in all."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of matrices."})
-    lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})
+    lr_scheduler_type: Schedule = field(default="linear", metadata={"help": "Schedule of the learning rate."})
     num_warmup_steps: int = field(default=200, metadata={"help": "Steps over which the learning rate rises."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm; 0 leaves them."})
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Evaluate and save a moving average of the weights that keeps this share a step."},
@@ -107,9 +115,11 @@ class Arguments(GroundingArguments):
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
-        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+        if self.max_grad_norm < 0:
+            raise DataError(f"--max_grad_norm is at least 0, got {self.max_grad_norm}.")
+        if self.lr_scheduler_type not in get_args(Schedule):
             raise DataError(
-                "--lr_scheduler_type reduce_lr_on_plateau follows evaluations; take one that follows steps."
+                f"--lr_scheduler_type knows {', '.join(get_args(Schedule))}, not {self.lr_scheduler_type}."
             )
         if self.report_to is not None and self.report_to not in LOGGER_TYPE_TO_CLASS:
             raise DataError(f"--report_to knows {', '.join(LOGGER_TYPE_TO_CLASS)}, not {self.report_to}.")
@@ -270,6 +280,13 @@ def train(args: Arguments):
     )
     check_processes(accelerator)
     check_sharding(args, accelerator)
+    with sole_run(args.output_dir, accelerator):
+        train_model(args, accelerator)
+    accelerator.end_training()
+
+
+def train_model(args: Arguments, accelerator: Accelerator):
+    """From the start, or from a checkpoint, to the last step."""
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     begins_anew = checkpoint is None and args.resume_from_checkpoint is not None
@@ -360,7 +377,7 @@ def train(args: Arguments):
             with accelerator.autocast():
                 outputs = model(**spread_pictures(batch))
             accelerator.backward(outputs.loss)
-            if accelerator.sync_gradients:
+            if accelerator.sync_gradients and args.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -398,7 +415,6 @@ def train(args: Arguments):
         folder = Path(args.output_dir) / ("best" if state.best_results else "")
         write_card(folder, repo_id, args, state.best_results, accelerator.num_processes)
         logger.info(f"Pushed to {push(folder, repo_id)}")
-    accelerator.end_training()
 
 
 def main():

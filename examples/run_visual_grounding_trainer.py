@@ -136,6 +136,7 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
     groups = create_parameter_groups(
         model, training_args.learning_rate, training_args.weight_decay, args.layerwise_lr_decay
     )
+    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training_args, model)
     trainer = GroundingTrainer(
         model=model,
         args=training_args,
@@ -144,7 +145,7 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         compute_metrics=compute_metrics,
-        optimizers=(torch.optim.AdamW(groups, lr=training_args.learning_rate, fused=True), None),
+        optimizers=(optimizer(groups, **options), None),
         callbacks=[ScanSchedule(args, train_dataset, model.config.selection_threshold), ProcessorSaving(processor)],
     )
     trainer.train(training_args.resume_from_checkpoint, ignore_keys_for_eval=IGNORED)

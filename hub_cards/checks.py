@@ -72,7 +72,7 @@ def load_checkpoint(folder: Path) -> tuple[ScanFormerForVisualGrounding, ScanFor
             folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
         processor = ScanFormerProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise PublishError(f"The checkpoint in {folder} cannot be loaded: {error}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

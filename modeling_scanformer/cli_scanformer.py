@@ -48,7 +48,7 @@ def ground(
         answers = pipe(image, text=expressions, return_scan=True)
         if out is not None:
             stack_drawings([pipe.draw(image, answer) for answer in answers]).save(out)
-    except (ValueError, OSError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         # where a model cannot be loaded, Transformers' message ends with the traceback of the reason
         reason = str(error).strip().splitlines()[-1] if "Traceback" in str(error) else error
         typer.echo(f"scanformer: {reason}", err=True)

@@ -14,6 +14,7 @@
 """ScanFormer model configuration"""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
@@ -173,7 +174,10 @@ class ScanFormerConfig(PreTrainedConfig):
                 f"The checkpoint is of model type '{model_type}', not '{cls.model_type}'. Load it with the classes of "
                 f"'{model_type}', or convert it first."
             )
-        return super().from_dict(config_dict if IS_REMOTE_CODE else renew_code_entries(config_dict), **kwargs)
+        try:
+            return super().from_dict(config_dict if IS_REMOTE_CODE else renew_code_entries(config_dict), **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"The configuration makes no sense. {error}") from error
 
     def to_diff_dict(self):
         return renew_code_entries(super().to_diff_dict(), code_entries)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.generation import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS
 from .cache_scanformer import ScanCache
@@ -345,6 +346,18 @@ class ScanFormerGenerationMixin:
                 **download_kwargs,
             )
         except OSError:
+            known = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+            options = {name: download_kwargs[name] for name in known if name in download_kwargs}
+            found = cached_file(
+                pretrained_model_name_or_path,
+                GENERATION_CONFIG_NAME,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **options,
+            )
+            if found is not None:  # it is damaged: its limits and rules must not vanish unseen
+                raise
             self.generation_config = self.generation_config_class()
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image/Text processor class for ScanFormer."""
 
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,22 @@ from .image_processing_scanformer import ScanFormerImageProcessor, flatten_image
 from .portability_scanformer import processor_code_entries, renew_code_entries
 
 
+# What decoders leave where bytes are no text.
+REPLACEMENT = "\ufffd"
+
 # Rounding puts many annotated boxes, COCO's for one, a fraction of a pixel outside of their picture.
 ROUNDING = 0.5
+
+
+def is_visible(expression: str) -> bool:
+    """Whether an expression has a character that a reader, and BERT's tokenizer, does not pass over."""
+    return any(
+        character.isprintable()
+        and not character.isspace()
+        and character != REPLACEMENT
+        and unicodedata.category(character) != "Mn"
+        for character in expression
+    )
 
 
 class ScanFormerProcessor(ProcessorMixin):
@@ -124,7 +139,7 @@ class ScanFormerProcessor(ProcessorMixin):
                 raise ValueError(f"Expression {index} is a {type(expression).__name__}, not a string.")
             if any("\ud800" <= character <= "\udfff" for character in expression):
                 raise ValueError(f"Expression {index} is not valid Unicode: it has half of a surrogate pair.")
-            if not any(character.isprintable() and not character.isspace() for character in expression):
+            if not is_visible(expression):
                 raise ValueError(f"Expression {index} is empty. Say which object is meant.")
         return text
 

@@ -416,8 +416,10 @@ class StaticScanner:
                 As of [`~ScanFormerForVisualGrounding.generate`].
 
         Raises:
-            ValueError: if the expressions are longer than the text step reads.
+            ValueError: if the expressions have no tokens, or more than the text step reads.
         """
+        if input_ids.shape[1] == 0:
+            raise ValueError("The expressions have no tokens. Say which object is meant.")
         missing = self.shapes.text_length - input_ids.shape[1]
         if missing < 0:
             raise ValueError(

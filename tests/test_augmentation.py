@@ -97,6 +97,13 @@ def test_changes_follow_from_seed_epoch_and_row_alone():
     assert augment(seed=1) != augment(seed=2)
 
 
+def test_what_rounding_lets_overhang_is_cut_off_before_it_grows():
+    for row in range(40):
+        sample = {"expression": "the cup", "bbox": [30, 20, 90.49, 60.49], "row": row, "epoch": 0}
+        picture, sample = GroundingAugmentation(["aspect"])(make_picture(), sample)
+        assert sample["bbox"][2:] == pytest.approx(picture.size)
+
+
 def test_only_what_is_asked_for_is_done():
     samples = [{"expression": "cup on the left", "bbox": BOX, "row": row, "epoch": 0} for row in range(20)]
     flipped = [GroundingAugmentation(["flip"])(make_picture(), sample)[1] for sample in samples]

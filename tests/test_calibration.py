@@ -276,6 +276,7 @@ def test_a_rule_is_made_and_used(model_folder, tmp_path, run):
         (["--num_trials", 0], "--num_trials must be positive"),
         (["--output", "curves.txt"], "names a JSON file"),
         (["--max_scales", 1], "single scale"),
+        (["--longest_edge", 64], "leave out --longest_edge"),
         (["--alpha", 0.3, "--max_samples", 40, "--output", "exit.json", "--comparison_split", "exam"], "exam"),
         (["--model", "org/model"], "must be a folder"),
         (["--alpha", 0.3, "--max_samples", 30, "--token_budget", 0.0], "cannot be run like this"),

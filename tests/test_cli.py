@@ -50,6 +50,14 @@ def test_damaged_weights_are_named_in_a_line(checkpoint, image_file, tmp_path):
     assert str(model) in result.stderr and "safetensors" in result.stderr and "Traceback" not in result.output
 
 
+def test_a_senseless_configuration_is_named_in_a_line(checkpoint, image_file, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "selection_threshold": 2.0}))
+    result = run("ground", image_file, "red", "--model", model)
+    assert result.exit_code == 1 and "selection_threshold" in result.stderr and "Traceback" not in result.output
+
+
 @pytest.mark.parametrize(
     "image, expression, model, message",
     [

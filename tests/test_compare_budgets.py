@@ -1,11 +1,14 @@
 """The comparison of budgets, on a tiny model."""
 
 import json
+import shutil
 import sys
 
 import compare_budgets
 import pytest
 from tiny import save_tiny_checkpoint
+
+from modeling_scanformer import ScanFormerGenerationConfig
 
 
 def run(monkeypatch, *arguments):
@@ -34,6 +37,13 @@ def test_every_way_spends_what_it_may_and_all_meet_where_everything_is_read(chec
     page = output.with_suffix(".md").read_text()
     assert page in capsys.readouterr().out and "| 30 % | 100 % |" in page
     assert output.with_suffix(".png").stat().st_size > 0
+
+    # a stop that is saved with the model would save patches that are not the budget's
+    stopping = shutil.copytree(checkpoint, tmp_path / "stopping")
+    ScanFormerGenerationConfig(stopping_score=0.0).save_pretrained(stopping)
+    run(monkeypatch, "--model", stopping, *arguments[2:])
+    again = json.loads(output.read_text())
+    assert again["curves"] == results["curves"] and again["learned_selection"] == results["learned_selection"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from grounding.optimization import average_weights, create_parameter_groups
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from test_early_exit import rule_for
 from test_training import assert_same_files, reset_accelerator, train, write_pictures
 from tiny import picture, save_tiny_checkpoint, tiny_model
 from transformers import HfArgumentParser, pipeline
@@ -251,8 +252,8 @@ def test_lower_layers_learn_more_slowly():
         ({"streaming": True}, "--validation_split instead"),
         ({"push_to_hub": True}, "--hub_model_id"),
         ({"push_to_hub": True, "hub_model_id": "me/mine", "lora_r": 4}, "publish the base first"),
-        ({"longest_edge": 25}, "do not fit together"),
-        ({"selection_threshold": 1.5}, "do not fit together"),
+        ({"longest_edge": 25}, "cannot be run like this"),
+        ({"selection_threshold": 1.5}, "cannot be run like this"),
         ({"per_device_train_batch_size": 32}, "10 samples, do not fill one batch of 32"),
         ({"dataset": "scenes"}, "leave out --train_val_split"),
         ({"bbox_column": "box"}, "--bbox_column"),
@@ -313,8 +314,18 @@ def test_models_that_do_not_fit_are_refused(finetune, checkpoint, tmp_path):
     processor = ScanFormerProcessor.from_pretrained(checkpoint)
     processor.image_processor.patch_size, processor.image_processor.size = 4, {"longest_edge": 32}
     processor.save_pretrained(tmp_path / "mixed")
-    with pytest.raises(SystemExit, match="processor and the model do not fit together"):
+    with pytest.raises(SystemExit, match="cannot be run like this"):
         finetune(tmp_path / "mixed")
+
+
+def test_a_rule_of_early_exit_ends_with_the_weights_that_it_holds_for(finetune, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+    model.generation_config.update(early_exit=True, early_exit_rule=rule_for(model).to_dict(), token_budget=0.9)
+    model.generation_config.save_pretrained(tmp_path / "model")
+    finetune(tmp_path / "model", max_train_steps=1, eval_steps=1)
+    tuned = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out").generation_config
+    assert tuned.early_exit is tuned.early_exit_rule is None and tuned.token_budget == 0.9
 
 
 def test_the_best_adapter_is_pushed_with_a_card(finetune, checkpoint, tmp_path, hub, hub_client, monkeypatch):

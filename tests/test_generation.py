@@ -36,6 +36,14 @@ def test_a_checkpoint_without_options_has_the_defaults(tmp_path):
     assert loaded.generation_config.to_diff_dict().get("max_scales") is None
 
 
+@pytest.mark.parametrize("content", ["", '{"max_scales": 1, "token'])
+def test_damaged_options_do_not_vanish_unseen(tmp_path, content):
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(OSError, match="generation_config.json"):
+        ScanFormerForVisualGrounding.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     "options",
     [

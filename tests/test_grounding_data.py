@@ -310,11 +310,15 @@ def test_lists_of_expressions_are_told(tmp_path):
         load_grounding_dataset(str(tmp_path), "test")
 
 
-@pytest.mark.parametrize("column", ["image", "image_id"])
-def test_held_out_pictures_are_not_trained_on(tmp_path, column):
+@pytest.mark.parametrize("columns", [("image",), ("image_id",), ("image", "some ids")], ids=str)
+def test_held_out_pictures_are_not_trained_on(tmp_path, columns):
     ids = [f"picture {row // 2}" for row in range(12)]
-    pictures = [PIL.Image.new("RGB", (20, 10), (row // 2, 0, 0)) for row in range(12)]
-    rows = make_rows([BOX] * 12, **({"image_id": ids} if column == "image_id" else {"image": pictures}))
+    values = {
+        "image": ("image", [PIL.Image.new("RGB", (20, 10), (row // 2, 0, 0)) for row in range(12)]),
+        "image_id": ("image_id", ids),
+        "some ids": ("image_id", [name if row < 4 else None for row, name in enumerate(ids)]),
+    }
+    rows = make_rows([BOX] * 12, **dict(values[column] for column in columns))
     write(rows, tmp_path / "train.parquet")
     dataset = load_grounding_dataset(str(tmp_path), "train")
     train, validation = split_by_picture(dataset, 0.3, seed=1)

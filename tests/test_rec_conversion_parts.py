@@ -40,6 +40,8 @@ from rec_miniature import (
 from conversion import convert_rec_dataset, leakage, splits
 from conversion.convert_rec_dataset import ConversionError, convert
 from conversion.masks import decode_rle, encode_mask
+from conversion.rec_formats import vlm_r1
+from conversion.rec_formats.records import ReadOptions
 from conversion.restricted_pickle import load_plain_pickle
 
 
@@ -117,6 +119,22 @@ def test_masks_are_a_column_of_pictures(tmp_path, images):
     source = write_refer(tmp_path / "broken", instances=instances)
     args = arguments(tmp_path, images, source, with_masks=True, on_error="skip", output=str(tmp_path / "out2"))
     assert convert(args).counts["train"]["broken segmentation"] == 2
+
+
+@pytest.mark.parametrize(
+    "path, dataset, split",
+    [
+        ("ref.coco_val.json", None, "val"),
+        ("mini.json", "refcocog.val", "val"),
+        ("mini_val.json", "refcoco_testA", "testA"),
+        ("mini_test.json", "refcoco.v1", "test"),
+    ],
+)
+def test_names_with_dots_tell_their_split(tmp_path, path, dataset, split):
+    sample = {"image": "1.jpg", "normal_caption": "a cup", "solution": None, "width": 4, "height": 4}
+    (tmp_path / path).write_text(json.dumps([sample if dataset is None else {**sample, "dataset": dataset}]))
+    (record,) = vlm_r1.read_records(str(tmp_path / path), ReadOptions())
+    assert record.split == split
 
 
 def test_the_table_of_known_splits_adds_up():

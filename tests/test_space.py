@@ -13,9 +13,15 @@ import numpy as np
 import pytest
 from huggingface_hub import metadata_load
 from PIL import Image
+from test_early_exit import rule_for
 from tiny import picture
 
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor, save_portable
+from modeling_scanformer import (
+    ScanFormerForVisualGrounding,
+    ScanFormerGenerationConfig,
+    ScanFormerProcessor,
+    save_portable,
+)
 
 
 SPACE = Path(__file__).parents[1] / "hub_cards" / "space"
@@ -185,6 +191,16 @@ def test_the_page_shows_a_state_per_scale(page, pipe, image, tmp_path):
     assert [details.count("<figure>") for _, details in states] == [2, 4, 6]
     assert states[-1][1] == ScanView(pipe).describe(list(stream_scan(pipe, image, EXPRESSIONS))[-1])
     assert all(answer.size == (768, 512) for answer, _ in states)
+
+
+def test_the_slider_is_the_rule_whatever_was_saved(page, pipe, image, tmp_path, monkeypatch):
+    ground, values = page
+    rule = rule_for(pipe.model, threshold=0.0).to_dict()
+    monkeypatch.setattr(
+        pipe.model, "generation_config", ScanFormerGenerationConfig(early_exit=True, early_exit_rule=rule)
+    )
+    image.save(tmp_path / "picture.png")
+    assert len(list(ground(str(tmp_path / "picture.png"), "red", *values))) == 3
 
 
 def test_the_page_says_what_is_wrong(page, tmp_path):

@@ -166,6 +166,8 @@ def test_what_does_not_fit_is_refused():
         scanner.generate(inputs["input_ids"])
     with pytest.raises(ValueError, match="patch_size"):
         scanner.generate(**{**inputs, "pixel_values": inputs["pixel_values"][..., :-1]})
+    with pytest.raises(ValueError, match="no tokens"):
+        scanner.encode_text(inputs["input_ids"][:, :0])
     text = scanner.encode_text(inputs["input_ids"][:1])
     with pytest.raises(ValueError, match="1 expressions but 3 images"):
         scanner.generate(**pictures, past_key_values=text)

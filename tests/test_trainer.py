@@ -104,6 +104,13 @@ def test_an_adapter_is_trained_saved_and_resumed(train_by_trainer, checkpoint, t
     assert_same_files(resumed, whole, "adapter_model.safetensors")
 
 
+def test_the_optimizer_is_the_one_that_was_asked_for(train_by_trainer, tmp_path):
+    losses = {name: train_by_trainer(tmp_path / name, optim=name) for name in ("adamw_torch", "sgd")}
+    first, last = 1, STEPS
+    assert losses["sgd"][first] == losses["adamw_torch"][first]
+    assert losses["sgd"][last] != losses["adamw_torch"][last]
+
+
 def test_metrics_are_those_of_the_evaluation():
     boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4]] * 2, [[0.5, 0.5, 0.2, 0.4]] * 2, [[0.5, 0.5, 0.4, 0.4]] * 2])
     boxes[1, 0] = torch.tensor([0.1, 0.1, 0.1, 0.1])

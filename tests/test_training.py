@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import time
+from typing import get_args
 from unittest.mock import Mock
 
 import pytest
@@ -26,6 +27,7 @@ import run_visual_grounding
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from filelock import FileLock
 from grounding.optimization import selection_threshold
 from safetensors.torch import load_file
 from scenes.create_model import create_model
@@ -260,6 +262,22 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(monkeypatch, unt
     assert sorted(losses) == [1, 2, 3, 4] and (tmp_path / "model.safetensors").is_file()
 
 
+def test_every_schedule_trains_and_so_do_gradients_that_are_not_clipped(monkeypatch, untrained, tmp_path):
+    for name in get_args(run_visual_grounding.Schedule):
+        options = {"lr_scheduler_type": name, "max_train_steps": 2, "max_grad_norm": 0.0, "validation_split": ""}
+        train(monkeypatch, untrained, tmp_path / name, **options)
+        weights, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / name, untrained))
+        assert any(not torch.equal(weights[key], before[key]) for key in before)
+
+
+def test_two_runs_do_not_work_in_one_folder(monkeypatch, untrained, tmp_path):
+    (tmp_path / "partial-2").mkdir()
+    with FileLock(tmp_path / "lock"), pytest.raises(SystemExit, match="Another run is at work"):
+        train(monkeypatch, untrained, tmp_path, max_train_steps=1)
+    assert (tmp_path / "partial-2").is_dir(), "what the other run is writing"
+    train(monkeypatch, untrained, tmp_path, max_train_steps=1)
+
+
 def test_the_threshold_rises_after_a_start_that_reads_everything():
     assert [selection_threshold(step, 10, 20, 0.5) for step in (0, 10, 20, 30, 40)] == [0.0, 0.0, 0.25, 0.5, 0.5]
     assert selection_threshold(0, 0, 0, 0.5) == 0.5
@@ -275,7 +293,7 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"max_eval_samples": 0}, "--max_eval_samples is at least 1"),
         ({"logging_steps": 0}, "--logging_steps is at least 1"),
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is at least 1"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm is at least 0"),
         ({"report_to": "paper"}, "--report_to knows"),
         ({"report_to": "aim"}, "--report_to aim needs a package that is not installed"),
     ],

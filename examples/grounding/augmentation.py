@@ -157,6 +157,9 @@ class GroundingAugmentation:
         """
         rng = np.random.default_rng([self.seed, sample["epoch"], sample["row"]])
         expression, box = sample["expression"], sample["bbox"]
+        if box is not None:  # one that is rounded may overhang by half a pixel, which stretching would make more
+            (x0, y0, x1, y1), (width, height) = box, picture.size
+            box = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
         for name in AUGMENTATIONS:
             chosen = rng.random() < self.probability
             if chosen and name in self.names and allows(expression, name):

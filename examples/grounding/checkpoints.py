@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME, SAFE_WEIGHTS_NAME
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
@@ -38,6 +39,7 @@ from .checks import DataError
 logger = get_logger(__name__, log_level="INFO")
 
 LOG_NAME = "log.jsonl"
+LOCK_NAME = "lock"
 # A folder with one of these is a model or an adapter.
 LAST_FILES = ("config.json", "adapter_config.json")
 # How files fail; the last is of sharded checkpoints.
@@ -119,6 +121,28 @@ def check_unused(output_dir: str):
             f"{output_dir} is the folder of an earlier run, which has left {found[0]}: choose another --output_dir, empty it, "
             "or go on with that run by --resume_from_checkpoint latest."
         )
+
+
+@contextmanager
+def sole_run(output_dir: str, accelerator: Accelerator):
+    """
+    Keep other runs out of an output folder for the time of a `with` statement. The main process answers for all.
+
+    Raises:
+        DataError: if another run is at work there.
+    """
+    lock = FileLock(Path(output_dir, LOCK_NAME))
+    try:
+        if accelerator.is_main_process:
+            lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DataError(
+            f"Another run is at work in {output_dir}: wait for it, stop it, or choose another --output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:

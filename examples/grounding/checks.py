@@ -22,7 +22,7 @@ import datasets
 import PIL.ExifTags
 import PIL.Image
 
-from modeling_scanformer.processing_scanformer import ROUNDING
+from modeling_scanformer.processing_scanformer import ROUNDING, is_visible
 
 
 BBOX_FORMATS = ("xyxy", "xywh")
@@ -81,8 +81,7 @@ def find_problem(row: int, sample: dict, bbox_format: str = "xyxy") -> Problem |
 def find_expression_problem(expression) -> str | None:
     if not isinstance(expression, str):
         return f"{expression!r} is not a text"
-    visible = any(character.isprintable() and not character.isspace() for character in expression)
-    return None if visible else "the expression is empty"
+    return None if is_visible(expression) else "the expression is empty"
 
 
 def find_box_problem(box, width: int | None, height: int | None) -> str | None:

@@ -243,10 +243,13 @@ def one_sample_per_picture(dataset: GroundingDataset, seed: int = 0) -> Groundin
 
 def _names_of_pictures(dataset: GroundingDataset) -> list:
     """What tells the picture of every sample from others."""
-    column = "image_id" if "image_id" in dataset.rows.column_names else "image"
-    # alone: rows may hold pictures, which take long to read
-    rows = dataset.rows.select_columns([column])
-    return [_name_of(rows[row][column]) for row in dataset.indices]
+    # each alone: rows may hold pictures, which take long to read
+    pictures = dataset.rows.select_columns(["image"])
+    names = [None] * len(dataset.indices)
+    if "image_id" in dataset.rows.column_names:
+        ids = dataset.rows.select_columns(["image_id"])
+        names = [ids[row]["image_id"] for row in dataset.indices]
+    return [_name_of(pictures[row]["image"]) if name is None else name for row, name in zip(dataset.indices, names)]
 
 
 def _name_of(picture):

@@ -170,7 +170,7 @@ def summarize(predictions: list[dict], score_threshold: float = 0.5) -> dict:
     for column in GROUP_COLUMNS:
         if any(prediction.get(column) is not None for prediction in placed):
             results[f"by_{column}"] = _by_group((str(prediction[column]) for prediction in placed), iou)
-    if predictions[0].get("image_id") is not None:
+    if any(prediction.get("image_id") is not None for prediction in placed):
         results.update(_per_image(placed, iou))
     if len(placed) < len(predictions):
         results["no_target"] = _no_target(predictions, iou, score_threshold)
@@ -263,9 +263,10 @@ def _by_group(groups, iou: np.ndarray, order=None) -> dict[str, dict]:
 def _per_image(placed: list[dict], iou: np.ndarray) -> dict:
     images = defaultdict(list)
     for prediction, value in zip(placed, iou):
-        images[prediction["image_id"]].append(value)
+        if prediction.get("image_id") is not None:
+            images[prediction["image_id"]].append(value)
     accuracies = [accuracy(np.array(values))["acc@0.5"] for values in images.values()]
-    return {"num_images": len(images), "image_acc@0.5": float(np.mean(accuracies)) if accuracies else None}
+    return {"num_images": len(images), "image_acc@0.5": float(np.mean(accuracies))}
 
 
 def _no_target(predictions: list[dict], iou: np.ndarray, score_threshold: float) -> dict:

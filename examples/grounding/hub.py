@@ -15,12 +15,12 @@
 
 import shlex
 from dataclasses import MISSING, fields
-from enum import Enum
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.utils import httpx
 
+from .checkpoints import LOCK_NAME, LOG_NAME
 from .checks import DataError
 
 
@@ -95,7 +95,6 @@ def describe_command(args, num_processes: int) -> str:
         default = setting.default if setting.default_factory is MISSING else setting.default_factory()
         if setting.name in OWN_AFFAIRS or value == default:
             continue
-        value = value.value if isinstance(value, Enum) else value
         value = public_name(value) if setting.name in ("model_name_or_path", "dataset") else value
         values = [] if value is True else value if isinstance(value, list) else [value]
         command += [f"--{setting.name}", *map(str, values)]
@@ -163,7 +162,7 @@ def push(folder: Path, repo_id: str) -> str:
             repo_id=repo_id,
             folder_path=folder,
             commit_message="Upload a fine-tuned ScanFormer",
-            ignore_patterns=["*/**", "log.jsonl"],
+            ignore_patterns=["*/**", LOG_NAME, LOCK_NAME],
         )
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise DataError(

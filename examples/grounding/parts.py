@@ -78,7 +78,7 @@ class PartFiles:
             if path.exists():
                 self._compare(self.folder, json.loads(path.read_text()))
             else:
-                _replace(path, lambda partial: partial.write_text(json.dumps(self.settings, indent=2)))
+                replace_file(path, lambda partial: partial.write_text(json.dumps(self.settings, indent=2)))
             return {int(part[1]) for part in map(PART.fullmatch, os.listdir(self.folder)) if part}
         except Timeout as error:
             raise DataError(f"Another run is at work on {self.folder}. Wait for it, or stop it.") from error
@@ -93,7 +93,7 @@ class PartFiles:
             DataError: if it cannot be written, for instance because the disk is full.
         """
         try:
-            _replace(self._path(part), lambda partial: pq.write_table(table, partial))
+            replace_file(self._path(part), lambda partial: pq.write_table(table, partial))
         except OSError as error:
             raise DataError(
                 f"Cannot write {self._path(part)}: {error}. The finished parts are kept: mend it and run the same command "
@@ -115,7 +115,7 @@ class PartFiles:
                     writer.write_table(pq.read_table(self._path(part)).replace_schema_metadata(schema.metadata))
 
         try:
-            _replace(self.output, write)
+            replace_file(self.output, write)
         except OSError as error:
             raise DataError(
                 f"Cannot write {self.output}: {error}. All parts are kept in {self.folder}: mend it and run the same "
@@ -146,7 +146,7 @@ class PartFiles:
             )
 
 
-def _replace(path: Path, write):
+def replace_file(path: Path, write):
     """Let `write` fill a file under another name, then give it its own."""
     partial = path.with_suffix(".partial")
     try:
@@ -157,4 +157,4 @@ def _replace(path: Path, write):
         raise
 
 
-__all__ = ["PartFiles"]
+__all__ = ["PartFiles", "replace_file"]

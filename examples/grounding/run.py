@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
+from huggingface_hub.errors import StrictDataclassError
 from scenes import LEVELS
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
@@ -26,6 +27,10 @@ from .arguments import ColumnArguments
 from .checkpoints import LAST_FILES
 from .checks import DataError
 from .data import GroundingDataset, check_boxes_in_pictures, load_grounding_dataset
+
+
+# What is raised where a model cannot be loaded: a kernel or a file is missing or damaged, or weights do not fit.
+LOAD_FAILURES = (ImportError, OSError, RuntimeError, StrictDataclassError, ValueError)
 
 
 @dataclass(kw_only=True)
@@ -111,7 +116,7 @@ def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFo
     try:
         processor = ScanFormerProcessor.from_pretrained(args.model)
         model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
-    except (OSError, ValueError) as error:
+    except LOAD_FAILURES as error:
         if any(Path(args.model, name).is_file() for name in LAST_FILES):
             raise DataError(f"Cannot load the model {args.model!r}: {error}") from error
         raise DataError(f"There is no model {args.model!r}. {list_models(Path(args.model))}") from error
@@ -131,8 +136,13 @@ def list_models(path: Path) -> str:
 
 def try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor, options: dict):
     """Let senseless options, and a processor that does not fit the model, fail before the work begins."""
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise DataError(
+            f"The tokenizer knows {len(processor.tokenizer)} words, the model {model.config.vocab_size}: they are not of one "
+            "checkpoint."
+        )
     try:
         inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
         model.generate(**inputs.to(model.device), **options)
-    except ValueError as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         raise DataError(f"The model cannot be run like this: {error}") from error

@@ -16,8 +16,6 @@
 import json
 from pathlib import Path
 
-import PIL.Image
-from huggingface_hub.errors import StrictDataclassError
 from peft import (
     PeftConfig,
     PeftModel,
@@ -26,7 +24,7 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import PROCESSOR_NAME, cached_file, find_adapter_config_file, logging
 
 from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.adapters_scanformer import lora_config, quantization_config
@@ -41,6 +39,7 @@ from .data import (
     load_grounding_dataset,
     split_by_picture,
 )
+from .run import LOAD_FAILURES, try_out
 from .streaming import StreamedGroundingDataset, stream_grounding_dataset, take_samples
 
 
@@ -83,13 +82,18 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
         model = ScanFormerForVisualGrounding.from_pretrained(base, config=config, **options)
     except DataError:
         raise
-    except (ImportError, OSError, RuntimeError, StrictDataclassError, ValueError) as error:
+    except LOAD_FAILURES as error:
         raise DataError(_describe_missing_model(args.model_name_or_path, base, error)) from error
+    if model.generation_config.early_exit_rule is not None:
+        logger.warning(
+            "The rule of early exit is left out: it holds for the weights before training. Calibrate it again."
+        )
+        model.generation_config.update(early_exit=None, early_exit_rule=None)
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     if args.selection_threshold is not None:
         model.config.selection_threshold = args.selection_threshold
-    _try_out(model, processor)
+    try_out(model, processor, {"selection_threshold": model.config.selection_threshold})
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if adapter is not None:
@@ -110,12 +114,10 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
 
 def load_processor(*places: str) -> ScanFormerProcessor:
     """The processor of the first place that has one: an adapter may leave that to its base."""
-    for place in places[:-1]:
-        try:
-            return ScanFormerProcessor.from_pretrained(place)
-        except (OSError, ValueError):
-            continue
-    return ScanFormerProcessor.from_pretrained(places[-1])
+    options = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
+    options = {f"_raise_exceptions_for_{name}": value for name, value in options.items()}
+    have_one = (place for place in places if cached_file(place, PROCESSOR_NAME, **options) is not None)
+    return ScanFormerProcessor.from_pretrained(next(have_one, places[-1]))
 
 
 def _check_adapter_options(args: GroundingArguments):
@@ -163,20 +165,6 @@ def _describe_missing_model(name: str, base: str, error: Exception) -> str:
     if base != name:
         return f"Cannot load {base!r}, the model that the adapter {name!r} was made for: {error}"
     return f"Cannot load the model {name!r}: {error}"
-
-
-def _try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor):
-    """Let a processor or threshold that does not fit the model fail before the work begins."""
-    if len(processor.tokenizer) > model.config.vocab_size:
-        raise DataError(
-            f"The tokenizer knows {len(processor.tokenizer)} words, the model {model.config.vocab_size}: they are not of one "
-            "checkpoint."
-        )
-    try:
-        inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
-        model.eval().generate(**inputs.to(model.device), selection_threshold=model.config.selection_threshold)
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise DataError(f"The processor and the model do not fit together: {error}") from error
 
 
 def load_datasets(

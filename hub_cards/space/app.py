@@ -129,7 +129,8 @@ def build_page(pipe: Pipeline) -> gr.Blocks:
             if picture is None:
                 raise _error("There is no picture yet. Upload one, take one, or click an example.")
             try:
-                options = dict(zip(controls, values))
+                # the slider is the rule here, whatever the model has been saved with
+                options = {"early_exit": False, **dict(zip(controls, values))}
                 for state in stream_scan(pipe, picture, parse_expressions(text), **options):
                     yield view.draw_answers(state), view.describe(state)
             except ValueError as error:
