@@ -71,7 +71,7 @@ class Arguments:
         default=None,
         metadata={
             "help": "For every scale, coarse first, numbers of patches: 16 8,16,64 32,64,256. By default all of the "
-            "coarsest scale, and an eighth, a quarter, a half and all of every other."
+            "coarsest scale, and a sixteenth, an eighth, a quarter, a half and all of every other."
         },
     )
     int8: bool = field(default=False, metadata={"help": "Also write steps with weights of 8 bits."})

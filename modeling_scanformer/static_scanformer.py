@@ -42,7 +42,7 @@ from .selection_scanformer import Selection, select_all, select_children
 TEXT_STEP = "text"
 
 # Of a finer scale's patches; the coarsest is always read whole.
-BUCKET_SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+BUCKET_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class StaticShapes:
         cls, config: ScanFormerConfig, longest_edge: int, text_length: int | None = None
     ) -> "StaticShapes":
         """
-        Sizes that hold every picture of a resolution: all patches of the coarsest scale, and an eighth, a quarter, a half
-        or all of every other.
+        Sizes that hold every picture of a resolution: all patches of the coarsest scale, and a sixteenth, an eighth, a
+        quarter, a half or all of every other.
 
         Args:
             config ([`ScanFormerConfig`]):

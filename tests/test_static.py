@@ -121,7 +121,7 @@ def test_every_scale_takes_the_smallest_bucket_that_holds_it():
 def test_default_shapes_hold_everything():
     model = tiny_model()
     shapes = StaticShapes.for_pictures(model.config, longest_edge=24)
-    assert shapes == StaticShapes(12, ((9,), (4, 9, 18, 36), (18, 36, 72, 144)))
+    assert shapes == StaticShapes(12, ((9,), (2, 4, 9, 18, 36), (9, 18, 36, 72, 144)))
     inputs = tiny_inputs(model.config)
     outputs = StaticScanner.from_model(model, shapes).generate(**inputs, selection_threshold=0.0)
     assert_same(outputs, model.generate(**inputs, selection_threshold=0.0))

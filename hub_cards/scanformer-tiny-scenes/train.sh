@@ -3,7 +3,7 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Thirteen hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
+# Fifteen hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
 # one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
 # these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
 # begun to fall, the tenth's to 13 % of its peak. The stages from 12 on ran on a CPU with matrix units for bf16.
