@@ -125,13 +125,14 @@ _COCO_NAME = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?\.
 
 def split_of_file(path: str, options: ReadOptions) -> str:
     """The split that was asked for, or the last one in the file's name (`finetune_refcoco+_testA.json`)."""
-    return split_of_name(Path(path).stem, options)
+    return split_of_name(Path(path).stem, path, options)
 
 
-def split_of_name(name: str, options: ReadOptions) -> str:
+def split_of_name(name: str, path: str, options: ReadOptions) -> str:
+    """As [`split_of_file`], by a name that a file gives."""
     names = _SPLITS.findall(name)
     if options.split is None and not names:
-        raise FormatError(f"{name}: its name doesn't say which split it holds; say so with --split.")
+        raise FormatError(f"{path}: its name doesn't say which split it holds; say so with --split.")
     return options.split or names[-1]
 
 

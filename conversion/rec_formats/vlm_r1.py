@@ -52,7 +52,7 @@ def read_records(path: str, options: ReadOptions) -> Iterator[Record | Problem]:
 
 def _split(sample: dict, path: str, options: ReadOptions) -> str:
     # "dataset" is "refcoco_val" or the like, and more to be trusted than the file's name
-    return split_of_name(f"{Path(path).stem}_{sample.get('dataset', '')}", options)
+    return split_of_name(f"{Path(path).stem}_{sample.get('dataset', '')}", path, options)
 
 
 def _record(sample: dict, where: str, split: str, path: str, options: ReadOptions) -> Record:
