@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 import yaml
@@ -62,10 +61,10 @@ logger = get_logger(__name__, log_level="INFO")
 
 
 # Those of Transformers that follow steps and need no settings of their own.
-Schedule = Literal[
+SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial"),
     *("constant", "constant_with_warmup", "inverse_sqrt"),
-]
+)
 
 POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_train_steps"),
@@ -83,7 +82,7 @@ class Arguments(GroundingArguments):
     max_train_steps: int = field(default=10000, metadata={"help": "Number of optimizer steps in all."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of matrices."})
-    lr_scheduler_type: Schedule = field(default="linear", metadata={"help": "Schedule of the learning rate."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
     num_warmup_steps: int = field(default=200, metadata={"help": "Steps over which the learning rate rises."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm; 0 leaves them."})
     ema_decay: float | None = field(
@@ -117,9 +116,10 @@ class Arguments(GroundingArguments):
                 raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
         if self.max_grad_norm < 0:
             raise DataError(f"--max_grad_norm is at least 0, got {self.max_grad_norm}.")
-        if self.lr_scheduler_type not in get_args(Schedule):
+        if self.lr_scheduler_type not in SCHEDULES:
             raise DataError(
-                f"--lr_scheduler_type knows {', '.join(get_args(Schedule))}, not {self.lr_scheduler_type}."
+                f"--lr_scheduler_type {self.lr_scheduler_type} is unknown, follows evaluations or needs settings of its own: "
+                f"take one of {', '.join(SCHEDULES)}."
             )
         if self.report_to is not None and self.report_to not in LOGGER_TYPE_TO_CLASS:
             raise DataError(f"--report_to knows {', '.join(LOGGER_TYPE_TO_CLASS)}, not {self.report_to}.")

@@ -252,8 +252,8 @@ def test_lower_layers_learn_more_slowly():
         ({"streaming": True}, "--validation_split instead"),
         ({"push_to_hub": True}, "--hub_model_id"),
         ({"push_to_hub": True, "hub_model_id": "me/mine", "lora_r": 4}, "publish the base first"),
-        ({"longest_edge": 25}, "cannot be run like this"),
-        ({"selection_threshold": 1.5}, "cannot be run like this"),
+        ({"longest_edge": 25}, "do not fit together"),
+        ({"selection_threshold": 1.5}, "do not fit together"),
         ({"per_device_train_batch_size": 32}, "10 samples, do not fill one batch of 32"),
         ({"dataset": "scenes"}, "leave out --train_val_split"),
         ({"bbox_column": "box"}, "--bbox_column"),
@@ -314,7 +314,7 @@ def test_models_that_do_not_fit_are_refused(finetune, checkpoint, tmp_path):
     processor = ScanFormerProcessor.from_pretrained(checkpoint)
     processor.image_processor.patch_size, processor.image_processor.size = 4, {"longest_edge": 32}
     processor.save_pretrained(tmp_path / "mixed")
-    with pytest.raises(SystemExit, match="cannot be run like this"):
+    with pytest.raises(SystemExit, match="processor and the model do not fit together"):
         finetune(tmp_path / "mixed")
 
 

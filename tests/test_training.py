@@ -19,7 +19,6 @@ import os
 import random
 import sys
 import time
-from typing import get_args
 from unittest.mock import Mock
 
 import pytest
@@ -263,7 +262,7 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(monkeypatch, unt
 
 
 def test_every_schedule_trains_and_so_do_gradients_that_are_not_clipped(monkeypatch, untrained, tmp_path):
-    for name in get_args(run_visual_grounding.Schedule):
+    for name in run_visual_grounding.SCHEDULES:
         options = {"lr_scheduler_type": name, "max_train_steps": 2, "max_grad_norm": 0.0, "validation_split": ""}
         train(monkeypatch, untrained, tmp_path / name, **options)
         weights, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / name, untrained))
@@ -294,6 +293,8 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"logging_steps": 0}, "--logging_steps is at least 1"),
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is at least 1"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm is at least 0"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs settings of its own"),
         ({"report_to": "paper"}, "--report_to knows"),
         ({"report_to": "aim"}, "--report_to aim needs a package that is not installed"),
     ],

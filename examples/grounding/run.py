@@ -145,4 +145,6 @@ def try_out(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor,
         inputs = processor(images=PIL.Image.new("RGB", (64, 64)), text="anything", return_tensors="pt")
         model.generate(**inputs.to(model.device), **options)
     except (IndexError, RuntimeError, ValueError) as error:
-        raise DataError(f"The model cannot be run like this: {error}") from error
+        raise DataError(
+            f"The model cannot be run like this, or the processor and the model do not fit together: {error}"
+        ) from error
