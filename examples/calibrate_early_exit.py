@@ -37,8 +37,10 @@ from grounding.calibration import Calibration, ScanSamples, calibrate, check_gua
 from grounding.data import DataError, GroundingCollator, GroundingDataset, one_sample_per_picture
 from grounding.exit_curves import compare_exits, plot_exits, to_markdown
 from grounding.exit_samples import read_samples
+from grounding.parts import replace_file
 from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
 from transformers import HfArgumentParser
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.early_exit_scanformer import fingerprint
@@ -189,7 +191,9 @@ def run(args: Arguments):
         )
     rule = make_rule(calibration, model, args)
     kept.update(early_exit_rule=rule.to_dict())
-    kept.save_pretrained(args.model)
+    replace_file(
+        Path(args.model, GENERATION_CONFIG_NAME), lambda partial: kept.save_pretrained(partial.parent, partial.name)
+    )
     saved = samples.saved(calibration.last_scale_read(samples))
     print(
         f"Wrote the rule to {args.model}/generation_config.json. On the calibration data it saves {saved:.1%} of the work."

@@ -137,6 +137,8 @@ def _to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
         brightest = image.getextrema()[1]
         ranges = [255, 65535, 2**32 - 1] if image.mode == "I" else [1, 255, 65535]
         image = _to_8_bits(image, next((white for white in ranges if brightest <= white), ranges[-1]))
+    if image.mode == "La":  # which Pillow converts to no other mode
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)

@@ -16,6 +16,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import calibrate_early_exit
 import calibrate_score
@@ -49,7 +50,7 @@ from safetensors.torch import load_file
 from scipy.stats import norm
 from tiny import picture
 
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
 
 
 def make_samples(num_samples: int, seed: int, gain: float = 0.0) -> ScanSamples:
@@ -287,6 +288,30 @@ def test_senseless_calibrations_are_refused(model_folder, run, arguments, messag
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         run(calibrate_early_exit, "--model", model_folder, *arguments)
     assert (model_folder / "generation_config.json").read_text() == before
+
+
+def test_a_rule_that_cannot_be_written_leaves_the_options_whole(model_folder, run, monkeypatch):
+    before = (model_folder / "generation_config.json").read_text()
+
+    def save_half(self, folder, name, **kwargs):
+        Path(folder, name).write_text("{")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ScanFormerGenerationConfig, "save_pretrained", save_half)
+    with pytest.raises(OSError, match="No space left"):
+        run(
+            calibrate_early_exit,
+            "--model",
+            model_folder,
+            "--dataset_level",
+            "primer",
+            "--max_samples",
+            40,
+            "--alpha",
+            0.3,
+        )
+    assert (model_folder / "generation_config.json").read_text() == before
+    assert not list(model_folder.glob("*.partial"))
 
 
 def test_one_expression_of_every_picture_is_calibrated_on(model_folder, tmp_path, run, capsys):

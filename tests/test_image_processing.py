@@ -212,6 +212,12 @@ def test_16_bit_files(tmp_path):
         assert np.abs(np.asarray(read_image(tmp_path / name))[..., 0] - samples / 257).max() <= 1
 
 
+def test_premultiplied_gray():
+    gray = PIL.Image.new("LA", (4, 2), (200, 255))
+    gray.putpixel((1, 1), (200, 0))
+    assert np.array_equal(np.asarray(read_image(gray.convert("La"))), np.asarray(read_image(gray)))
+
+
 def test_float_pictures_up_to_one():
     samples = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     assert np.asarray(read_image(PIL.Image.fromarray(samples))).max() == 255
