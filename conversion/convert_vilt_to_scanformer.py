@@ -135,7 +135,7 @@ def convert_to_scanformer(
         **source.pixel_settings,
     )
     processor = make_processor(report, source, image_processor, ScanFormerProcessor, config)
-    save(model, processor, out)
+    save(model, processor, report, out)
     return report
 
 
@@ -178,7 +178,7 @@ def convert_to_vilt(source: Source, out: Path) -> Report:
         size={"shortest_edge": image_size}, size_divisor=config.patch_size, **source.pixel_settings
     )
     processor = make_processor(report, source, image_processor, ViltProcessor, vilt)
-    save(model, processor, out)
+    save(model, processor, report, out)
     return report
 
 
@@ -323,8 +323,11 @@ def check_output(source: str, out: Path):
         raise ValueError(f"{out} holds a checkpoint that no conversion wrote. Give another folder.")
 
 
-def save(model: PreTrainedModel, processor, out: Path):
+def save(model: PreTrainedModel, processor, report: Report, out: Path):
     """Write the checkpoint, in place of that of an earlier conversion."""
+    # it comes first: without it, the files of a conversion that is killed would be taken for somebody else's
+    out.mkdir(parents=True, exist_ok=True)
+    report.save(out)
     for file in PROCESSOR_FILES:
         (out / file).unlink(missing_ok=True)
     model.save_pretrained(out)
@@ -360,7 +363,6 @@ def main(
             if read.tokenizer is None:
                 raise ValueError(f"There is no tokenizer in {tokenizer}.")
         report = convert_to_vilt(read, out) if reverse else convert_to_scanformer(read, out, **sizes)
-        report.save(out)
     except (ValueError, OSError, StrictDataclassError) as error:
         typer.echo(f"convert_vilt_to_scanformer: {error}", err=True)
         raise typer.Exit(1) from error

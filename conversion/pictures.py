@@ -51,7 +51,15 @@ class PictureSource:
             self.paths[PurePosixPath(name).name].append(name)
 
     def _walk(self):
-        for folder, _, names in os.walk(self.path):
+        seen = {os.path.realpath(self.path)}
+
+        def is_new(folder: str) -> bool:
+            place = os.path.realpath(folder)
+            return place not in seen and not seen.add(place)
+
+        for folder, subfolders, names in os.walk(self.path, followlinks=True):
+            # a link back up would be followed for ever
+            subfolders[:] = [name for name in subfolders if is_new(os.path.join(folder, name))]
             for name in names:
                 yield (Path(folder) / name).relative_to(self.path).as_posix()
 

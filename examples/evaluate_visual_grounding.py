@@ -23,6 +23,7 @@ sentence, from which anyone can compute the numbers again:
     python examples/evaluate_visual_grounding.py --predictions results.predictions.jsonl --output again.json
 """
 
+import copy
 import json
 import platform
 import shlex
@@ -75,6 +76,8 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
     model.to(accelerator.device).eval()
     options = args.generation_options
     try_out(model, processor, options)
+    config = copy.deepcopy(model.generation_config)
+    config.update(**options)
     dataset = load_dataset(args, args.split)
     collator = GroundingCollator(processor, on_error=args.on_error, keep_samples=True)
     workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collator}
@@ -85,6 +88,7 @@ def run_model(args: Arguments, accelerator: Accelerator) -> tuple[list[dict], di
         "skipped": [str(problem) for problem in problems],
         "num_parameters": model.num_parameters(),
         "fingerprint": fingerprint(model),
+        "scan_options": model.scan_options(config),
         "longest_edge": processor.image_processor.size["longest_edge"],
         "device": describe_device(accelerator),
     }

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -27,6 +28,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
 from grounding.arguments import GroundingArguments
 from grounding.checkpoints import (
+    EVALUATION_SETTINGS,
     LOG_NAME,
     TrainingState,
     check_settings,
@@ -47,7 +49,7 @@ from grounding.evaluation import evaluate_grounding
 from grounding.hub import open_repository, push, write_card
 from grounding.optimization import average_weights, create_parameter_groups, selection_threshold
 from grounding.processes import check_processes, start_processes
-from grounding.setup import load_datasets, load_model, make_collators
+from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from peft import PeftModel
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
@@ -70,6 +72,7 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_train_steps"),
     *("logging_steps", "eval_steps", "checkpointing_steps", "checkpoints_total_limit"),
 )
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "num_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed")
 
 
 @dataclass(kw_only=True)
@@ -89,7 +92,7 @@ class Arguments(GroundingArguments):
         default=None,
         metadata={"help": "Evaluate and save a moving average of the weights that keeps this share a step."},
     )
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
     seed: int = field(default=0, metadata={"help": "Seed of the data order, of augmentation and of Scenes."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
@@ -114,8 +117,9 @@ class Arguments(GroundingArguments):
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
-        if self.max_grad_norm < 0:
-            raise DataError(f"--max_grad_norm is at least 0, got {self.max_grad_norm}.")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise DataError(f"--{name} is at least 0, got {getattr(self, name)}.")
         if self.lr_scheduler_type not in SCHEDULES:
             raise DataError(
                 f"--lr_scheduler_type {self.lr_scheduler_type} is unknown, follows evaluations or needs settings of its own: "
@@ -127,17 +131,14 @@ class Arguments(GroundingArguments):
             raise DataError(f"--report_to {self.report_to} needs a package that is not installed: {self.report_to}.")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise DataError(f"--ema_decay lies between 0 and 1, got {self.ema_decay}.")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise DataError(f"--early_stopping_patience is at least 1, got {self.early_stopping_patience}.")
         if self.early_stopping_patience is not None and not self.evaluates:
             raise DataError("--early_stopping_patience needs --validation_split or --train_val_split.")
         if self.ema_decay is not None and self.load_in_4bit:
             raise DataError("--ema_decay does not go with --load_in_4bit: weights of 4 bits cannot be averaged.")
         if self.push_to_hub and self.hub_model_id is None:
             raise DataError("--push_to_hub needs to know where: --hub_model_id NAME.")
-        if self.push_to_hub and self.train == "lora" and Path(self.model_name_or_path).exists():
-            raise DataError(
-                "An adapter names its base, and nobody else has your folder: publish the base first, and give its id on the "
-                "Hub as --model_name_or_path."
-            )
 
 
 class JsonlTracker(GeneralTracker):
@@ -172,7 +173,7 @@ def read_yaml(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             settings = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"Cannot read the settings in {path}: {error}") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds no settings: a line of `name: value` for each.")
@@ -294,11 +295,12 @@ def train_model(args: Arguments, accelerator: Accelerator):
         check_unused(args.output_dir)
     if accelerator.is_main_process:
         remove_partial(args.output_dir)
-    repo_id = None
-    if args.push_to_hub and accelerator.is_main_process:
-        repo_id = open_repository(args.hub_model_id, args.hub_private_repo)
-
     model, processor = load_model(args)
+    repo_id = None
+    if args.push_to_hub:
+        check_base_is_public(model)
+        if accelerator.is_main_process:
+            repo_id = open_repository(args.hub_model_id, args.hub_private_repo)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     final_threshold = model.config.selection_threshold
@@ -349,7 +351,10 @@ def train_model(args: Arguments, accelerator: Accelerator):
     answering = unwrapped if average is None else average.module
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint)
-        check_settings(state.settings, settings)
+        changed = check_settings(state.settings, settings)
+        if state.best_results and changed.intersection(EVALUATION_SETTINGS):
+            logger.info("Evaluations are of other samples than before: the best model is chosen anew.")
+            state.forget_best()
         if state.best_results and not holds_model(Path(args.output_dir, "best")):
             logger.info(f"The best model is not in {args.output_dir}: the next evaluation starts anew.")
             state.forget_best()

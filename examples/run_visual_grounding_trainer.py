@@ -24,12 +24,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from grounding.arguments import GroundingArguments
+from grounding.checkpoints import check_unused
 from grounding.checks import DataError
 from grounding.data import GroundingCollator
 from grounding.optimization import create_parameter_groups, selection_threshold
 from grounding.processes import start_processes
-from grounding.setup import load_datasets, load_model, make_collators
+from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from metrics.visual_grounding.visual_grounding import accuracy, pairwise_iou
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -124,7 +126,13 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
     set_seed(training_args.seed)
     # batches of several processes differ in shape: each makes its own
     training_args.accelerator_config.dispatch_batches = False
+    if training_args.resume_from_checkpoint is None:
+        check_unused(training_args.output_dir)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise DataError("Under FSDP, Trainer takes no optimizer of a script's own: use run_visual_grounding.py.")
     model, processor = load_model(args)
+    if training_args.push_to_hub:
+        check_base_is_public(model)
     if training_args.max_steps < 1:
         if args.streaming:
             raise DataError("Nobody knows how long a stream is: give --max_steps.")

@@ -105,7 +105,7 @@ def publish(
 def build_repository(checkpoint_dir: Path, repo_id: str, metadata: CardMetadata, folder: Path):
     """Write the repository of a checkpoint to a folder, and check it. Arguments and errors as of [`publish`]."""
     model, processor = load_checkpoint(checkpoint_dir)
-    results = read_results(checkpoint_dir / "results", metadata.dataset_names, model)
+    results = read_results(checkpoint_dir / "results", metadata.dataset_names, model, processor)
     check_figures(metadata, checkpoint_dir / "README.md", results)
 
     typer.echo("Writing the repository")

@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from modeling_scanformer import ScanFormerForVisualGrounding
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.early_exit_scanformer import has_fingerprint
 
 from .checks import PublishError
@@ -30,7 +30,7 @@ from .checks import PublishError
 TASK = "zero-shot-object-detection"
 REQUIRED = (
     *("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "scale_mean_iou"),
-    *("patches_read", "patches_read_total", "fingerprint", "command", "settings"),
+    *("patches_read", "patches_read_total", "fingerprint", "longest_edge", "scan_options", "command", "settings"),
 )
 # Key of the results file, the Hub's id of the metric, and its name for readers.
 METRICS = (
@@ -124,7 +124,12 @@ class Results:
         yield from _numbers({key: value for key, value in self.values.items() if key != "fingerprint"})
 
 
-def read_results(folder: Path, dataset_names: dict[str, str], model: ScanFormerForVisualGrounding) -> list[Results]:
+def read_results(
+    folder: Path,
+    dataset_names: dict[str, str],
+    model: ScanFormerForVisualGrounding,
+    processor: ScanFormerProcessor,
+) -> list[Results]:
     """
     Read the results of a model.
 
@@ -134,7 +139,9 @@ def read_results(folder: Path, dataset_names: dict[str, str], model: ScanFormerF
         dataset_names (`dict[str, str]`):
             Names of data sets by what `--dataset` of the evaluation was. By default the last part of that path.
         model ([`ScanFormerForVisualGrounding`]):
-            The model, which must be the one that was measured.
+            The model, which must be the one that was measured, with the options that it had then.
+        processor ([`ScanFormerProcessor`]):
+            Its processor, which must scale pictures to the size that was measured.
 
     Returns:
         `list[Results]`: in the order of the files' names.
@@ -148,10 +155,15 @@ def read_results(folder: Path, dataset_names: dict[str, str], model: ScanFormerF
             f"There are no results in {folder}, and a card without results is not published. Measure some: "
             f"python examples/evaluate_visual_grounding.py --model {folder.parent} ... --output {folder}/NAME.json"
         )
-    return [_read(file, dataset_names, model) for file in files]
+    return [_read(file, dataset_names, model, processor) for file in files]
 
 
-def _read(file: Path, dataset_names: dict[str, str], model: ScanFormerForVisualGrounding) -> Results:
+def _read(
+    file: Path,
+    dataset_names: dict[str, str],
+    model: ScanFormerForVisualGrounding,
+    processor: ScanFormerProcessor,
+) -> Results:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -165,7 +177,25 @@ def _read(file: Path, dataset_names: dict[str, str], model: ScanFormerForVisualG
         raise PublishError(f"{file} is of another model: the weights differ. Measure this model again.")
     dataset = values["settings"]["dataset"]
     name = dataset_names.get(dataset) or {"scenes": "Scenes"}.get(dataset) or Path(dataset).name
-    return Results(file, values, name)
+    results = Results(file, values, name)
+    _check_options(results, model, processor)
+    return results
+
+
+def _check_options(results: Results, model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor):
+    """What an evaluation was not told is the checkpoint's own, which may have changed since."""
+    now = {**model.scan_options(), "longest_edge": processor.image_processor.size["longest_edge"]}
+    then = {**results.values["scan_options"], "longest_edge": results.values["longest_edge"]}
+    changed = [
+        name
+        for name in now.keys() | then.keys()
+        if name not in results.run_options and now.get(name) != then.get(name)
+    ]
+    if changed:
+        name = min(changed)
+        raise PublishError(
+            f"{results.path} was measured with {name} {then.get(name)}, and the checkpoint now has {now.get(name)}. Measure it again."
+        )
 
 
 def _percent(share: float | None) -> str:

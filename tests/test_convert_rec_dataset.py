@@ -102,6 +102,16 @@ def test_folder_and_zip_of_pictures_are_the_same(tmp_path, images):
     assert read_rows(tmp_path / "out") == read_rows(tmp_path / "zipped")
 
 
+def test_pictures_behind_links_are_found_once(tmp_path, images):
+    folder = tmp_path / "data"
+    (folder / "coco").mkdir(parents=True)
+    (folder / "coco" / "train2014").symlink_to(images)
+    (folder / "coco" / "again").symlink_to(folder)
+    convert(arguments(tmp_path, images))
+    convert(arguments(tmp_path, folder, output=str(tmp_path / "linked")))
+    assert read_rows(tmp_path / "out") == read_rows(tmp_path / "linked")
+
+
 def test_datasets_reads_it(tmp_path, images, monkeypatch, capsys):
     source, out = str(write_refer(tmp_path / "mini")[0]), str(tmp_path / "out")
     command = f"convert --format refer --annotations {source} --split-by unc --images {images} --output {out}"
@@ -202,6 +212,8 @@ def test_referitgame(tmp_path):
     for split_by in (None, "google"):
         with pytest.raises(FormatError, match=r"say which of \['refs\(berkeley|neither refs\(google\).p"):
             convert(arguments(tmp_path, tmp_path, source, split_by=split_by, output=str(tmp_path / "none")))
+    with pytest.raises(FormatError, match="split by berkeley, not by unc"):
+        convert(arguments(tmp_path, tmp_path, [f"{folder}/refs(berkeley).p"], split_by="unc"))
     (folder / "instances.json").unlink()
     with pytest.raises(FormatError, match="no instances.json"):
         convert(arguments(tmp_path, tmp_path, source, output=str(tmp_path / "none")))

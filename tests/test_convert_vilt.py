@@ -594,6 +594,17 @@ def test_source_without_tokenizer(tmp_path):
     assert not list(out.glob("*tokenizer*")) and not (out / "processor_config.json").exists()
 
 
+def test_a_conversion_that_was_killed_can_be_repeated(tmp_path, monkeypatch):
+    source, out = write(random_vilt(), tmp_path / "vilt"), tmp_path / "out"
+    with monkeypatch.context() as context:
+        context.setattr(
+            ScanFormerForVisualGrounding, "save_pretrained", lambda *args: (out / "config.json").touch() or 1 / 0
+        )
+        assert isinstance(run_command(source, out, "--longest_edge", 16).exception, ZeroDivisionError)
+    convert(source, out, "--longest_edge", 16)
+    assert ScanFormerForVisualGrounding.from_pretrained(out)
+
+
 def test_bad_options(tmp_path):
     source, none = write(random_vilt(), tmp_path / "vilt"), tmp_path / "none"
     assert "multiple of" in error_of(source, none, "--longest_edge", 24) and "16 or 32" in error_of(

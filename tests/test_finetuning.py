@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import evaluate_visual_grounding
 import pytest
 import run_visual_grounding
 import torch
@@ -126,6 +127,15 @@ def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_pat
 
     # a folder of an adapter alone: the processor is its base's
     (adapter / "processor_config.json").unlink()
+    results = tmp_path / "results.json"
+    evaluate_visual_grounding.evaluate(
+        evaluate_visual_grounding.Arguments(
+            model=str(adapter), dataset="scenes", max_samples=2, num_cost_samples=0, output=str(results)
+        )
+    )
+    assert json.loads(results.read_text())["num_samples"] == 2
+    with pytest.raises(SystemExit, match="publish the base first"):
+        finetune(adapter, tmp_path / "pushed", push_to_hub=True, hub_model_id="me/mine")
     finetune(adapter, tmp_path / "more", max_train_steps=2)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "more"))
     assert set(before) == set(after) and all(not torch.equal(before[name], after[name]) for name in before)
@@ -193,6 +203,19 @@ def test_training_stops_early_and_keeps_the_best(finetune, tmp_path, monkeypatch
     best = load_file(tmp_path / "out" / "best" / "model.safetensors")
     last = load_file(tmp_path / "out" / "model.safetensors")
     assert not torch.equal(best["box_head.out_proj.weight"], last["box_head.out_proj.weight"])
+
+    # on other samples, what was best before says nothing
+    accuracies = iter([0.2] * 2)
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    _, lines = finetune(
+        output_dir=tmp_path / "other",
+        resume_from_checkpoint="latest",
+        **{**options, "max_eval_samples": 1, "max_train_steps": 8},
+    )
+    other = load_file(tmp_path / "other" / "best" / "model.safetensors")
+    assert not torch.equal(best["box_head.out_proj.weight"], other["box_head.out_proj.weight"])
+    with pytest.raises(SystemExit, match="goes on with its own --train_val_split 0.17"):
+        finetune(resume_from_checkpoint="latest", **{**options, "train_val_split": 0.5})
 
     # resumed after the third evaluation, it still knows the best of those before
     accuracies = iter([0.4])
@@ -326,6 +349,18 @@ def test_a_rule_of_early_exit_ends_with_the_weights_that_it_holds_for(finetune, 
     finetune(tmp_path / "model", max_train_steps=1, eval_steps=1)
     tuned = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out").generation_config
     assert tuned.early_exit is tuned.early_exit_rule is None and tuned.token_budget == 0.9
+
+
+def test_a_threshold_that_is_asked_for_goes_before_a_saved_one(finetune, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    model = ScanFormerForVisualGrounding.from_pretrained(checkpoint)
+    model.generation_config.selection_threshold = 0.0
+    model.generation_config.save_pretrained(tmp_path / "model")
+    _, lines = finetune(tmp_path / "model", max_train_steps=1, eval_steps=1, selection_threshold=1.0)
+    (shares,) = (line["eval_patches_read"] for line in lines if "eval_patches_read" in line)
+    assert shares == [1.0, 0.0, 0.0]
+    tuned = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")
+    assert tuned.scan_options() == {"selection_threshold": 1.0}
 
 
 def test_the_best_adapter_is_pushed_with_a_card(finetune, checkpoint, tmp_path, hub, hub_client, monkeypatch):

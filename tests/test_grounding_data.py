@@ -33,6 +33,7 @@ from grounding.data import (
     split_by_picture,
     spread_pictures,
 )
+from grounding.reader import open_source
 from grounding.streaming import stream_grounding_dataset, take_samples
 from scenes.create_model import create_tokenizer
 from tiny import picture
@@ -74,6 +75,7 @@ def write(rows, path):
         "testA/0000.parquet",
         "testA.parquet",
         "testA-00000.parquet",
+        "testA-00000-of-00001-5a6b7c8d9e0f1a2b.parquet",
     ],
 )
 def test_splits_of_parquet_files_are_known_by_files_and_folders(tmp_path, file):
@@ -128,6 +130,35 @@ def test_a_folder_of_pictures_with_metadata_is_read(tmp_path):
     assert dataset[1]["category"] == "cup" and dataset[1]["row"] == 1
     with pytest.raises(DataError, match="train"):
         load_grounding_dataset(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize("name", ["COCO_train2014_{}.png", "test_{}.png", "train/{}.png", "train{}/val.png"])
+def test_names_of_pictures_are_no_splits(tmp_path, name):
+    lines = []
+    for index in range(3):
+        file = tmp_path / name.format(index)
+        file.parent.mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (20, 10 + index)).save(file)
+        lines.append({"file_name": name.format(index), "expression": "the cup", "bbox": BOX, "height": 10 + index})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    dataset = load_grounding_dataset(str(tmp_path), "train")
+    stream = stream_grounding_dataset(str(tmp_path), "train")
+    source = open_source(str(tmp_path))
+    assert source.num_rows == 3 and len(list(source.references)) == 3
+    for samples in (dataset, list(stream)):
+        assert sorted(sample["height"] for sample in samples) == [10, 11, 12]
+
+
+def test_a_damaged_readme_is_named(tmp_path):
+    write(make_rows([BOX]), tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_text("---\ntitle: cups: red and blue\n---\n")
+    with pytest.raises(DataError, match="metadata at the top of .*README.md"):
+        load_grounding_dataset(str(tmp_path), "train")
+
+
+def test_boxes_may_be_texts_of_numbers(tmp_path):
+    write(make_rows([[str(value) for value in BOX]]), tmp_path / "train.parquet")
+    assert load_grounding_dataset(str(tmp_path), "train")[0]["bbox"] == BOX
 
 
 def test_what_does_not_exist_is_named():

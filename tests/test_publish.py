@@ -62,7 +62,8 @@ def make_results(model: ScanFormerForVisualGrounding, dataset: str, **details) -
     predictions = [{**prediction, "box": box, "scale_boxes": [[0, 0, 20, 10], box, box]} for box in boxes]
     settings = asdict(Arguments(output="results.json", model="model", dataset=dataset, **details))
     command = f"python examples/evaluate_visual_grounding.py --dataset {dataset}"
-    return {**summarize(predictions), "fingerprint": fingerprint(model), "command": command, "settings": settings}
+    details = {"fingerprint": fingerprint(model), "longest_edge": 32, "scan_options": model.scan_options()}
+    return {**summarize(predictions), **details, "command": command, "settings": settings}
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,18 @@ REFUSALS = {
     "results of another model": (
         lambda folder: spoil_weights(folder, lambda tensors: tensors["model.layers.1.attention.q_proj.weight"].neg_()),
         "pictures.json is of another model",
+    ),
+    "results with another threshold": (
+        lambda folder: change_json(folder / "config.json", selection_threshold=0.9),
+        "pictures.json was measured with selection_threshold .*, and the checkpoint now has 0.9. Measure it again",
+    ),
+    "results with another budget": (
+        lambda folder: change_json(folder / "generation_config.json", token_budget=0.5),
+        "pictures.json was measured with token_budget None, and the checkpoint now has 0.5",
+    ),
+    "results of another resolution": (
+        lambda folder: change_json(folder / "results" / "scenes.json", longest_edge=64),
+        "scenes.json was measured with longest_edge 64",
     ),
     "no results of a model": (lambda folder: (folder / "results" / "scenes.json").write_text("{}"), "lacks .*acc@0.5"),
     "broken results": (lambda folder: (folder / "results" / "scenes.json").write_text("{"), "scenes.json is not JSON"),

@@ -121,6 +121,16 @@ def test_metrics_are_those_of_the_evaluation():
     assert empty["acc@0.5"] is None
 
 
+def test_a_used_folder_and_sharding_are_refused(train_by_trainer, tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="the folder of an earlier run"):
+        train_by_trainer(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SystemExit, match="Under FSDP"):
+        train_by_trainer(tmp_path / "other")
+
+
 def test_bad_input_is_refused(train_by_trainer, tmp_path):
     with pytest.raises(SystemExit, match="Scenes have no end"):
         train_by_trainer(tmp_path, dataset="scenes", train_val_split=None, max_steps=-1)

@@ -45,6 +45,9 @@ def find_files(path: str, options: ReadOptions) -> list[str]:
     if not (folder if folder.is_dir() else folder.parent).joinpath("instances.json").is_file():
         raise FormatError(f"{path}: there is no instances.json {'in' if folder.is_dir() else 'beside'} it.")
     if not folder.is_dir():
+        named = re.search(r"\((\w+)\)", folder.name)
+        if named and options.split_by not in (None, named[1]):
+            raise FormatError(f"{path}: these refs are split by {named[1]}, not by {options.split_by}.")
         return [path]
     if options.split_by is None:
         kinds = sorted(file.name for file in folder.iterdir() if re.search(r"refs\(\w+\)", file.name))

@@ -105,6 +105,9 @@ class GroundingArguments(ColumnArguments):
         for name in ("max_train_samples", "max_eval_samples", "expressions_per_scene"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise DataError(f"--{name} is at least 1, got {getattr(self, name)}.")
+        for name in ("selection_warmup_steps", "selection_anneal_steps"):
+            if getattr(self, name) < 0:
+                raise DataError(f"--{name} is at least 0, got {getattr(self, name)}.")
         if self.lora_r is not None and self.lora_r < 1:
             raise DataError(f"--lora_r is a rank, at least 1, got {self.lora_r}.")
         unknown = sorted(set(self.augment) - set(AUGMENTATIONS))

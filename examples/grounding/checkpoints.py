@@ -212,6 +212,19 @@ def load_checkpoint(accelerator: Accelerator, path: Path):
 
 # What a checkpoint holds itself, whatever the command says; and what may change at will.
 KEPT_SETTINGS = ("learning_rate", "weight_decay", "layerwise_lr_decay")
+# What evaluations depend on besides the model: with others, accuracies before and after are not comparable.
+EVALUATION_SETTINGS = (
+    *("dataset", "dataset_config", "dataset_level", "validation_split", "train_val_split", "max_eval_samples", "seed"),
+    *(
+        "longest_edge",
+        "selection_threshold",
+        "on_error",
+        "image_column",
+        "expression_column",
+        "bbox_column",
+        "bbox_format",
+    ),
+)
 FREE_SETTINGS = (
     *("output_dir", "resume_from_checkpoint", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
     *("per_device_eval_batch_size", "dataloader_num_workers", "report_to", "push_to_hub", "hub_model_id"),
@@ -219,7 +232,7 @@ FREE_SETTINGS = (
 )
 
 
-def check_settings(before: dict, now: dict):
+def check_settings(before: dict, now: dict) -> set[str]:
     """
     Hold the settings of a resumed run against those of the run that wrote its checkpoint, and name what has changed.
 
@@ -227,23 +240,31 @@ def check_settings(before: dict, now: dict):
         before, now (`dict`):
             Settings by name; `"base"` is what the base of an adapter is recognized by.
 
+    Returns:
+        `set[str]`: the names of those that have changed.
+
     Raises:
-        DataError: if the change would have no effect, or the adapter were put on another model.
+        DataError: if the change would have no effect, the adapter were put on another model, or pictures that have been
+            trained on were held out.
     """
     if not before:  # a checkpoint of an earlier version
-        return
+        return set()
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
     if "base" in changed and "load_in_4bit" not in changed:
         raise DataError(
             "The checkpoint's adapter was trained on another model than this: resume with the one that it began on."
         )
-    kept = [f"--{name} {before.get(name)}" for name in KEPT_SETTINGS if name in changed]
+    names = KEPT_SETTINGS
+    if now.get("train_val_split") is not None:  # it and the seed say which pictures are held out
+        names = (*names, "train_val_split", "seed")
+    kept = [f"--{name} {before.get(name)}" for name in names if name in changed]
     if kept:
         raise DataError(
             f"The checkpoint goes on with its own {', '.join(kept)}: say so, or start a new run from its model with others."
         )
     for name in sorted(changed.difference(FREE_SETTINGS, ["base"])):
         logger.warning(f"Resumed with another --{name}: {now.get(name)}, and before {before.get(name)}.")
+    return changed
 
 
 def unshard(checkpoint: Path, folder: Path) -> Path:

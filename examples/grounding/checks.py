@@ -52,13 +52,13 @@ class Problem:
 
 def to_corners(box, bbox_format: str):
     """A box as (x0, y0, x1, y1). What is no box stays as it is, to be told by [`find_box_problem`]."""
-    if bbox_format == "xyxy" or box is None:
-        return box
+    if box is None:
+        return None
     try:
-        x, y, width, height = (float(value) for value in box)
+        x, y, right, bottom = (float(value) for value in box)
     except (TypeError, ValueError):
         return box
-    return [x, y, x + width, y + height]
+    return [x, y, right, bottom] if bbox_format == "xyxy" else [x, y, x + right, y + bottom]
 
 
 def find_problems(rows: datasets.Dataset, bbox_format: str = "xyxy") -> list[Problem]:

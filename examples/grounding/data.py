@@ -23,6 +23,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
+import yaml
 from huggingface_hub import metadata_load
 from scenes import ScenesDataset
 from transformers.utils import logging
@@ -55,8 +56,8 @@ GROUP_COLUMNS = ("expression_type", "category")
 PICTURE_INDEX = "picture_index"
 PICTURE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
-# testA-00000-of-00002
-SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
+# testA-00000-of-00002, also with a hash behind it, as `datasets` once wrote
+SHARD = re.compile(r"(.+)-\d+-of-(\d+)(?:-[0-9a-f]+)?")
 
 
 class GroundingDataset(torch.utils.data.Dataset):
@@ -324,9 +325,19 @@ def _load_folder(name: str, split: str, config: str | None, streaming: bool):
     if files is None:
         return _load_native(name, split, config, streaming)
     if isinstance(files, Path):
-        return datasets.load_dataset("imagefolder", data_dir=str(files), split=split, streaming=streaming)
+        return datasets.load_dataset(
+            "imagefolder", data_dir=str(files), data_files=picture_patterns(files), split=split, streaming=streaming
+        )
     shards = pick_shards(name, files, split)
     return datasets.load_dataset("parquet", data_files=list(map(str, shards)), split="train", streaming=streaming)
+
+
+def picture_patterns(folder: Path) -> dict[str, str] | None:
+    """
+    What to take of a folder of pictures, by split. One metadata.jsonl at its top makes it a single split, whatever splits
+    `datasets` would read out of names such as COCO_train2014_1.jpg.
+    """
+    return {"train": "**"} if (folder / "metadata.jsonl").is_file() else None
 
 
 def pick_shards(name: str, files: dict[str, list[Path]], split: str) -> list[Path]:
@@ -353,8 +364,11 @@ def find_local_files(name: str, config: str | None = None) -> Path | dict[str, l
         DataError: if there is nothing.
     """
     readme = Path(name, "README.md")
-    if readme.is_file() and "configs" in (metadata_load(readme) or {}):
-        return None
+    try:
+        if readme.is_file() and "configs" in (metadata_load(readme) or {}):
+            return None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"Cannot read the metadata at the top of {readme}: {error}") from error
     folder = Path(name) if config is None else Path(name, config)
     if any(folder.rglob("metadata.jsonl")):
         return folder

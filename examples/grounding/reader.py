@@ -29,7 +29,7 @@ from modeling_scanformer import ScanFormerImageProcessor
 from modeling_scanformer.image_processing_scanformer import get_pyramid_size
 
 from .checks import DataError
-from .data import find_local_files, pick_shards
+from .data import find_local_files, pick_shards, picture_patterns
 
 
 PICTURES = (datasets.Image, datasets.Video, datasets.Audio)
@@ -148,7 +148,9 @@ def _open_stream(name: str, split: str | None, config: str | None) -> tuple[data
         return _open_parquet([path])
     files = find_local_files(name, config) if path.is_dir() else None
     if isinstance(files, Path):
-        pictures = datasets.load_dataset("imagefolder", data_dir=str(files), streaming=True)
+        pictures = datasets.load_dataset(
+            "imagefolder", data_dir=str(files), data_files=picture_patterns(files), streaming=True
+        )
         return _pick(name, pictures, split), _count_lines(files) if len(pictures) == 1 else None
     if files is not None:
         if split is None and len(files) == 1:

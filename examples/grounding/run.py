@@ -13,6 +13,7 @@
 # limitations under the License.
 """What evaluation and batch jobs share: a model that is to be run, and how."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import PIL.Image
 from huggingface_hub.errors import StrictDataclassError
 from scenes import LEVELS
+from transformers.utils import PROCESSOR_NAME, cached_file, find_adapter_config_file
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -114,7 +116,7 @@ def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFo
             raise DataError(f"--{name} is at least {least}, got {getattr(args, name)}.")
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     try:
-        processor = ScanFormerProcessor.from_pretrained(args.model)
+        processor = load_processor(args.model, find_base(args.model) or args.model)
         model = ScanFormerForVisualGrounding.from_pretrained(args.model, **options)
     except LOAD_FAILURES as error:
         if any(Path(args.model, name).is_file() for name in LAST_FILES):
@@ -123,6 +125,20 @@ def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFo
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     return model, processor
+
+
+def find_base(name: str) -> str | None:
+    """What an adapter says it was made for; `None` where `name` is no adapter."""
+    file = find_adapter_config_file(name)
+    return None if file is None else json.loads(Path(file).read_text())["base_model_name_or_path"]
+
+
+def load_processor(*places: str) -> ScanFormerProcessor:
+    """The processor of the first place that has one: an adapter may leave that to its base."""
+    options = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
+    options = {f"_raise_exceptions_for_{name}": value for name, value in options.items()}
+    have_one = (place for place in places if cached_file(place, PROCESSOR_NAME, **options) is not None)
+    return ScanFormerProcessor.from_pretrained(next(have_one, places[-1]))
 
 
 def list_models(path: Path) -> str:

@@ -13,7 +13,6 @@
 # limitations under the License.
 """Model and data of a training run, and all that can be told to be wrong with them before it starts."""
 
-import json
 from pathlib import Path
 
 from peft import (
@@ -24,7 +23,7 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from transformers.utils import PROCESSOR_NAME, cached_file, find_adapter_config_file, logging
+from transformers.utils import logging
 
 from modeling_scanformer import ScanFormerConfig, ScanFormerForVisualGrounding, ScanFormerProcessor
 from modeling_scanformer.adapters_scanformer import lora_config, quantization_config
@@ -39,7 +38,7 @@ from .data import (
     load_grounding_dataset,
     split_by_picture,
 )
-from .run import LOAD_FAILURES, try_out
+from .run import LOAD_FAILURES, find_base, load_processor, try_out
 from .streaming import StreamedGroundingDataset, stream_grounding_dataset, take_samples
 
 
@@ -67,17 +66,17 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
     try:
         if args.load_in_4bit:
             options["quantization_config"] = quantization_config()
-        adapter = find_adapter_config_file(args.model_name_or_path)
-        if adapter is not None:
+        adapter_base = find_base(args.model_name_or_path)
+        if adapter_base is not None:
             _check_adapter_options(args)
-            base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+            base = adapter_base
         processor = load_processor(args.model_name_or_path, base)
         config = ScanFormerConfig.from_pretrained(base)
         if args.config_overrides:
             before = config.to_dict()
             config.update_from_string(args.config_overrides)
             config.validate()
-            if adapter is not None or args.train == "lora":
+            if adapter_base is not None or args.train == "lora":
                 _check_overrides_of_adapter(before, config.to_dict())
         model = ScanFormerForVisualGrounding.from_pretrained(base, config=config, **options)
     except DataError:
@@ -93,10 +92,11 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     if args.selection_threshold is not None:
         model.config.selection_threshold = args.selection_threshold
+        model.generation_config.selection_threshold = None  # one saved there would go before it
     try_out(model, processor, {"selection_threshold": model.config.selection_threshold})
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if adapter is not None:
+    if adapter_base is not None:
         model = _load_adapter(model, args.model_name_or_path)
     elif args.train == "lora":
         rank = args.lora_r or DEFAULT_RANK
@@ -112,12 +112,16 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
     return model, processor
 
 
-def load_processor(*places: str) -> ScanFormerProcessor:
-    """The processor of the first place that has one: an adapter may leave that to its base."""
-    options = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
-    options = {f"_raise_exceptions_for_{name}": value for name, value in options.items()}
-    have_one = (place for place in places if cached_file(place, PROCESSOR_NAME, **options) is not None)
-    return ScanFormerProcessor.from_pretrained(next(have_one, places[-1]))
+def check_base_is_public(model: ScanFormerForVisualGrounding | PeftModel):
+    """
+    Raises:
+        DataError: if the model is an adapter of one in a folder of this machine, and so of no use to others.
+    """
+    if isinstance(model, PeftModel) and Path(model.active_peft_config.base_model_name_or_path).exists():
+        raise DataError(
+            "An adapter names its base, and nobody else has your folder: publish the base first, and give its id on the "
+            "Hub as --model_name_or_path."
+        )
 
 
 def _check_adapter_options(args: GroundingArguments):
