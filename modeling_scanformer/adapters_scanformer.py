@@ -137,6 +137,7 @@ class ScanFormerAdapterMixin:
         """
         adapter_name = adapter_name or "default"
         active = self.active_adapters() if getattr(self, "_hf_peft_config_loaded", False) else []
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         report = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         # the report also misses what belongs to other adapters
         missing = {key for key in report.missing_keys if adapter_name in key.split(".")}
@@ -146,11 +147,34 @@ class ScanFormerAdapterMixin:
             self.delete_adapter(adapter_name)
             if active:
                 self.set_adapter(active)
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name in trained)
             raise ValueError(
                 f"The adapter {peft_model_id} was made for another model: {len(strays)} weights are in one of them only, as "
                 f"{strays[0]}."
             )
+        # Transformers activates the low-rank updates alone
+        for module in self.modules():
+            if adapter_name in getattr(module, "modules_to_save", ()):
+                module.set_adapter(adapter_name)
         return report
+
+    def delete_adapter(self, adapter_names: list[str] | str):
+        """As in every model, and with its last adapter the model also loses PEFT's modules, and trains again."""
+        super().delete_adapter(adapter_names)
+        if self._hf_peft_config_loaded:
+            return
+        tuner_layer = import_module("peft.tuners.tuners_utils").BaseTunerLayer
+        wrapper = import_module("peft.utils.other").AuxiliaryTrainingWrapper
+        for name, module in list(self.named_modules()):
+            if isinstance(module, (tuner_layer, wrapper)):
+                inner = module.get_base_layer() if isinstance(module, tuner_layer) else module.original_module
+                self.set_submodule(name, inner)
+        # how an adapter's weights are named in files, which Transformers keeps and would name the model's own by
+        vars(self).pop("_weight_conversions", None)
+        for parameter in self.parameters():
+            if parameter.is_floating_point():  # weights of 4 bits are never trained
+                parameter.requires_grad_(True)
 
     def enable_adapters(self):
         """As in every model, and also the modules that an adapter replaces, which Transformers leaves disabled."""

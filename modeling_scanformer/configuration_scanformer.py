@@ -175,7 +175,10 @@ class ScanFormerConfig(PreTrainedConfig):
                 f"'{model_type}', or convert it first."
             )
         try:
-            return super().from_dict(config_dict if IS_REMOTE_CODE else renew_code_entries(config_dict), **kwargs)
+            loaded = super().from_dict(config_dict if IS_REMOTE_CODE else renew_code_entries(config_dict), **kwargs)
+            # again: `kwargs` may have changed it
+            (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+            return loaded
         except StrictDataclassError as error:
             raise ValueError(f"The configuration makes no sense. {error}") from error
 

@@ -67,9 +67,12 @@ def exit_signals(
 def fingerprint(model, with_adapters: bool = True) -> list[float]:
     """
     Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weight of what each layer's queries, values
-    and outputs come from, of both heads, and, unless told otherwise, of adapters, if it carries any.
+    and outputs come from, of how patches come in and are selected, of both heads, and, unless told otherwise, of adapters, if
+    it carries any.
     """
-    linears = [model.box_head.out_proj, model.score_head.out_proj]
+    linears = [model.box_head.out_proj, model.score_head.out_proj, model.model.patch_embeddings.projection]
+    if model.config.num_scales > 1:
+        linears.append(model.model.selection_head.classifier)
     for layer in model.model.layers:
         linears += [layer.attention.q_proj, layer.attention.v_proj, layer.mlp.fc2]
     linears = [getattr(linear, "base_layer", linear) for linear in linears]  # below an adapter
@@ -154,7 +157,10 @@ class EarlyExitRule:
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             raise ValueError(f"An early exit rule has the fields {sorted(names)}, got {values!r}.")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"An early exit rule holds numbers and lists of them, got {values!r}.") from error
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -31,6 +31,7 @@ from .scan_scanformer import Scan
 # What `generate` can be asked for.
 SCAN_OPTIONS = ("max_scales", "selection_threshold", "token_budget", "budget_split", "budget_score")
 OPTIONS = (*SCAN_OPTIONS, "stopping_score", "early_exit")
+WHERE_FILES_ARE = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class ScanFormerGenerationConfig(GenerationConfig):
@@ -92,7 +93,7 @@ class ScanFormerGenerationConfig(GenerationConfig):
             raise ValueError(f"`max_scales` must be a positive integer, got {self.max_scales!r}.")
         for name in ("selection_threshold", "stopping_score"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or not 0 <= value <= 1):
+            if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
                 raise ValueError(f"`{name}` must be a number in [0, 1], got {value!r}.")
         budgets = self.token_budget if isinstance(self.token_budget, list) else [self.token_budget]
         for budget in budgets if self.token_budget is not None else ():
@@ -330,7 +331,7 @@ class ScanFormerGenerationMixin:
         pretrained_model_name_or_path,
         *,
         trust_remote_code=None,
-        **download_kwargs,
+        **loading_kwargs,
     ):
         """Called by `from_pretrained`: loads `generation_config.json` where there is one."""
         if generation_config is not None:
@@ -338,16 +339,17 @@ class ScanFormerGenerationMixin:
             return
         if pretrained_model_name_or_path is None:  # loaded from a state dict: the defaults stay
             return
+        # among the others are fields of the model's config, which are no options of `generate`
+        options = {name: loading_kwargs[name] for name in WHERE_FILES_ARE if name in loading_kwargs}
         try:
             self.generation_config = self.generation_config_class.from_pretrained(
                 pretrained_model_name_or_path,
                 _from_auto=from_auto_class,
                 _from_pipeline=from_pipeline,
-                **download_kwargs,
+                force_download=loading_kwargs.get("force_download", False),
+                **options,
             )
         except OSError:
-            known = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
-            options = {name: download_kwargs[name] for name in known if name in download_kwargs}
             found = cached_file(
                 pretrained_model_name_or_path,
                 GENERATION_CONFIG_NAME,

@@ -30,7 +30,7 @@ from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings, embedding_row
-from .generation_scanformer import ScanFormerGenerationConfig, ScanFormerGenerationMixin
+from .generation_scanformer import OPTIONS, ScanFormerGenerationConfig, ScanFormerGenerationMixin
 from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
 from .loss_scanformer import visual_grounding_loss
 from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
@@ -191,15 +191,22 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 Whether to return the cache.
 
         Raises:
-            ValueError: if inputs are missing or do not fit together.
+            ValueError: if inputs are missing or do not fit together, or for an option of `generate`.
         """
+        misplaced = sorted(set(kwargs).intersection(OPTIONS))
+        if misplaced:
+            raise ValueError(f"`forward` reads all scales and does not know {misplaced}: give them to `generate`.")
         scan = self.start_scan(
             input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values, use_cache
         )
         scan.wants_last_logits = self.config.num_scales > 1
-        if kwargs.get("output_hidden_states", self.config.output_hidden_states):
+        wanted = {
+            name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("output_hidden_states", "output_attentions")
+        }
+        if wanted["output_hidden_states"]:
             scan.hidden_states = {}
-        if kwargs.get("output_attentions", self.config.output_attentions):
+        if wanted["output_attentions"]:
             if self.config._attn_implementation == "eager":
                 scan.attentions = {}
             else:

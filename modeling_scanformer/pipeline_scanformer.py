@@ -14,7 +14,7 @@
 """pipeline("visual-grounding")"""
 
 import os
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class VisualGroundingPipeline(Pipeline):
         if isinstance(image, list) and not image:
             return []
         if text is not None:
-            kwargs["text"] = text
+            kwargs["text"] = list(text) if isinstance(text, Iterator) else text  # it is read more than once
         # data sets and columns of the `datasets` library, which the parent takes for no data sets
         if type(image).__module__.partition(".")[0] == "datasets":
             image = Subset(image, range(len(image))) if isinstance(image, Sized) else (row for row in image)
@@ -125,6 +125,7 @@ class VisualGroundingPipeline(Pipeline):
             if "image" not in inputs:
                 raise ValueError(f"Expected a dict with the keys 'image' and 'text', got {sorted(inputs)}.")
             inputs, text = inputs["image"], inputs.get("text", text)
+            text = list(text) if isinstance(text, Iterator) else text
         if text is None:
             raise ValueError('There is no expression to ground. Say what is meant: pipe(image, text="the red cup").')
         # raises what is wrong with the text, before the picture is fetched

@@ -83,7 +83,14 @@ class StaticShapes:
                 Longest side of the pictures in pixels, as the image processor scales them.
             text_length (`int`, *optional*):
                 Tokens of an expression at most; all that the model reads by default.
+
+        Raises:
+            ValueError: if the model does not read so many tokens.
         """
+        if text_length is not None and not 1 <= text_length <= config.max_position_embeddings:
+            raise ValueError(
+                f"The model reads 1 to {config.max_position_embeddings} tokens, got `text_length` {text_length}."
+            )
         buckets = []
         for scale in range(config.num_scales):
             unit = config.patch_size * 2 ** (config.num_scales - 1 - scale)
@@ -260,6 +267,7 @@ def example_inputs(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Inputs of every step, by its and by their names, of the shapes and types that a scan gives it."""
     config, device, dtype = model.config, model.device, model.dtype
+    full = torch.promote_types(dtype, torch.float32)  # of the pictures, as the processor makes them, and of the bias
     integers = {"dtype": torch.long, "device": device}
     # two tensors: export takes one that is passed twice for one argument
     texts = [torch.ones(batch_size, shapes.text_length, **integers) for _ in range(2)]
@@ -269,16 +277,14 @@ def example_inputs(
         length = shapes.offsets[scale]
         past_shape = (config.num_hidden_layers, batch_size, config.num_attention_heads, length, head_dim)
         inputs[name] = {
-            "patches": torch.zeros(batch_size, size, 3 * config.patch_size**2, dtype=dtype, device=device),
+            "patches": torch.zeros(batch_size, size, 3 * config.patch_size**2, dtype=full, device=device),
             "indices": torch.zeros(batch_size, size, **integers),
             "mask": torch.ones(batch_size, size, dtype=torch.bool, device=device),
             "grid": torch.ones(batch_size, 2, **integers),
             "num_unselected": torch.ones(batch_size, **integers),
             "past_keys": torch.zeros(past_shape, dtype=dtype, device=device),
             "past_values": torch.zeros(past_shape, dtype=dtype, device=device),
-            "past_bias": torch.zeros(
-                batch_size, length, dtype=torch.promote_types(dtype, torch.float32), device=device
-            ),
+            "past_bias": torch.zeros(batch_size, length, dtype=full, device=device),
         }
     return inputs
 
@@ -470,6 +476,11 @@ class StaticScanner:
         if (input_ids is None) == (past_key_values is None):
             raise ValueError(
                 "Give the text either as `input_ids` or, already read by `encode_text`, as `past_key_values`."
+            )
+        if not isinstance(past_key_values, (StaticScanCache, type(None))):
+            raise ValueError(
+                f"Steps of fixed sizes read a text by `encode_text` of this scanner, not of the model: got a "
+                f"{type(past_key_values).__name__}."
             )
         # checks them
         ScanFormerGenerationConfig(selection_threshold=selection_threshold, token_budget=token_budget)

@@ -146,6 +146,7 @@ def test_several_adapters_are_switched_and_deleted(tmp_path):
     model = tiny_model()
     for name in expected:
         model.load_adapter(str(tmp_path / name), adapter_name=name)
+        assert_same(boxes(model), expected[name])
     for name in ("streets", "kitchens", "streets"):
         model.set_adapter(name)
         assert_same(boxes(model), expected[name])
@@ -161,6 +162,20 @@ def test_several_adapters_are_switched_and_deleted(tmp_path):
     with model.disable_adapter():
         assert_same(boxes(model), boxes(tiny_model()))
     assert_same(boxes(model), expected["streets"])
+
+
+def test_a_model_whose_adapters_are_deleted_is_what_it_was(tmp_path):
+    adapted = adapted_model()
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = tiny_model()
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for _ in range(2):
+        model.load_adapter(str(tmp_path / "adapter"))
+        assert_same(boxes(model), boxes(adapted))
+        model.delete_adapter("default")
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    model.save_pretrained(tmp_path / "model")
+    assert_same(boxes(ScanFormerForVisualGrounding.from_pretrained(tmp_path / "model")), boxes(tiny_model()))
 
 
 @pytest.fixture
@@ -194,6 +209,13 @@ def test_an_adapter_of_a_deeper_model_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="made for another model: 4 weights are in one of them only"):
         model.load_adapter(str(tmp_path))
     assert_same(boxes(model), boxes(tiny_model()))
+
+    model = tiny_model()
+    model.box_head.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(ValueError, match="made for another model"):
+        model.load_adapter(str(tmp_path))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
 
 
 def test_an_adapter_of_another_shape_is_an_error(tmp_path):

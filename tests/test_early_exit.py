@@ -112,7 +112,9 @@ def test_a_rule_of_another_checkpoint_is_refused():
         other.generate(**tiny_inputs(other.config), early_exit=True)
 
 
-@pytest.mark.parametrize("change", ["encoder", "box head", "adapter", "DoRA", "merged adapter"])
+@pytest.mark.parametrize(
+    "change", ["encoder", "box head", "selection", "patches", "adapter", "DoRA", "merged adapter"]
+)
 def test_a_rule_is_refused_once_the_model_has_changed(change):
     model = tiny_model(dtype=torch.float32)
     inputs = tiny_inputs(model.config, dtype=torch.float32)
@@ -122,6 +124,10 @@ def test_a_rule_is_refused_once_the_model_has_changed(change):
             model.model.layers[1].mlp.fc2.weight += 1e-2
         elif change == "box head":
             model.box_head.out_proj.weight += 1e-2
+        elif change == "selection":
+            model.model.selection_head.classifier.weight += 1e-2
+        elif change == "patches":
+            model.model.patch_embeddings.projection.weight += 1e-2
         else:
             options = {"modules_to_save": None, "init_lora_weights": False, "use_dora": change == "DoRA"}
             adapted = get_peft_model(model, lora_config(r=2, **options))
@@ -180,8 +186,10 @@ def test_a_rule_under_other_options_is_refused(options):
         "yes",
         {**rule_for(tiny_model()).to_dict(), "weights": [[1.0]] * 2},
         {**rule_for(tiny_model()).to_dict(), "alpha": 0},
+        {**rule_for(tiny_model()).to_dict(), "alpha": "0.1"},
+        {**rule_for(tiny_model()).to_dict(), "weights": None},
     ],
-    ids=["missing fields", "no rule", "missing weights", "alpha"],
+    ids=["missing fields", "no rule", "missing weights", "alpha", "text", "no weights"],
 )
 def test_senseless_rules_raise(rule):
     model = tiny_model()

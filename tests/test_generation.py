@@ -36,6 +36,14 @@ def test_a_checkpoint_without_options_has_the_defaults(tmp_path):
     assert loaded.generation_config.to_diff_dict().get("max_scales") is None
 
 
+def test_fields_of_the_config_are_no_options(tmp_path):
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
+    changes = {"merge_constant_tokens": False, "selection_threshold": 0.9, "output_hidden_states": True}
+    loaded = ScanFormerForVisualGrounding.from_pretrained(tmp_path, **changes)
+    assert {name: getattr(loaded.config, name) for name in changes} == changes
+    assert loaded.generation_config.selection_threshold is None and loaded.scan_options()["selection_threshold"] == 0.9
+
+
 @pytest.mark.parametrize("content", ["", '{"max_scales": 1, "token'])
 def test_damaged_options_do_not_vanish_unseen(tmp_path, content):
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
@@ -53,6 +61,7 @@ def test_damaged_options_do_not_vanish_unseen(tmp_path, content):
         {"max_scales": 4},
         {"selection_threshold": -0.1},
         {"selection_threshold": "high"},
+        {"selection_threshold": True},
         {"stopping_score": 1.1},
         {"token_budget": -0.1},
         {"token_budget": 1.5},

@@ -249,6 +249,25 @@ def test_senseless_configurations_are_refused(options, message):
         tiny_config(**options)
 
 
+def test_changes_that_make_no_sense_are_refused(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    for change in ({"selection_layer": 9}, {"selection_threshold": 2}, {"num_attention_heads": 5}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            AutoConfig.from_pretrained(tmp_path, **change)
+    assert AutoConfig.from_pretrained(tmp_path, selection_threshold=0.75).selection_threshold == 0.75
+
+
+def test_options_of_generate_are_not_ignored():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    for option in ({"max_scales": 1}, {"token_budget": 0.1}, {"early_exit": True}):
+        with pytest.raises(ValueError, match="give them to `generate`"):
+            model(**inputs, **option)
+    model.config.output_hidden_states = True
+    assert model(**inputs, output_hidden_states=None).hidden_states is not None
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+
+
 def test_inputs_that_do_not_fit_are_refused():
     model = tiny_model()
     inputs = tiny_inputs(model.config)

@@ -88,8 +88,9 @@ def test_several_expressions_and_batches(pipe, batch_size):
     text = ["red", "the big blue circle", "left"]
     expected = [[pipe(image, text=expression) for expression in text] for image in images]
     assert_answers_equal(pipe(images, text=text, batch_size=batch_size), expected)
+    assert_answers_equal(pipe(images, text=iter(text), batch_size=batch_size), expected)
     mixed = [
-        {"image": images[0], "text": text},
+        {"image": images[0], "text": iter(text)},
         {"image": images[1], "text": "red"},
         {"image": images[2], "text": text[:2]},
     ]

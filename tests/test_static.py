@@ -137,6 +137,16 @@ def test_exported_steps_compute_the_same_for_every_batch_size():
     assert_same(scanner.generate(**single), model.generate(**single))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exported_steps_in_half_precision_take_what_the_processor_gives(dtype):
+    model = tiny_model(dtype=dtype, num_hidden_layers=2, selection_layer=1)
+    programs = export_steps(model, ONE_BUCKET)
+    scanner = StaticScanner(model.config, ONE_BUCKET, {name: program.module() for name, program in programs.items()})
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    options = {"selection_threshold": 0.0}  # rounding decides on no patch
+    assert_same(scanner.generate(**inputs, **options), model.generate(**inputs, **options), tolerance=0.05)
+
+
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_a_step_is_compiled_once_without_graph_breaks():
     # more sizes of a scale than Dynamo is allowed to compile of one function
@@ -162,6 +172,10 @@ def test_what_does_not_fit_is_refused():
         scanner.generate(**inputs, selection_threshold=0.0)
     with pytest.raises(ValueError, match="either as `input_ids` or"):
         scanner.generate(**pictures)
+    with pytest.raises(ValueError, match="not of the model: got a ScanCache"):
+        scanner.generate(**pictures, past_key_values=model.encode_text(inputs["input_ids"], inputs["attention_mask"]))
+    with pytest.raises(ValueError, match="`text_length` 999"):
+        StaticShapes.for_pictures(model.config, 32, text_length=999)
     with pytest.raises(ValueError, match="all needed"):
         scanner.generate(inputs["input_ids"])
     with pytest.raises(ValueError, match="patch_size"):
