@@ -51,7 +51,7 @@ class VisualGroundingPipeline(Pipeline):
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
     >>> pipe("examples/demo.png", text="the violet disc")
-    {'score': 0.82, 'label': 'the violet disc', 'box': {'xmin': 76, 'ymin': 171, 'xmax': 134, 'ymax': 228}}
+    {'score': 0.84, 'label': 'the violet disc', 'box': {'xmin': 76, 'ymin': 171, 'xmax': 132, 'ymax': 225}}
     ```
     """
 

@@ -62,7 +62,7 @@ def make_results(model: ScanFormerForVisualGrounding, dataset: str, **details) -
     predictions = [{**prediction, "box": box, "scale_boxes": [[0, 0, 20, 10], box, box]} for box in boxes]
     settings = asdict(Arguments(output="results.json", model="model", dataset=dataset, **details))
     command = f"python examples/evaluate_visual_grounding.py --dataset {dataset}"
-    details = {"fingerprint": fingerprint(model), "longest_edge": 32, "scan_options": model.scan_options()}
+    details = {"fingerprint": fingerprint(model), "longest_edge": 24, "scan_options": model.scan_options()}
     return {**summarize(predictions), **details, "command": command, "settings": settings}
 
 

@@ -210,8 +210,8 @@ def load_checkpoint(accelerator: Accelerator, path: Path):
     logger.info(f"Resumed from {path}")
 
 
-# What a checkpoint holds itself, whatever the command says; and what may change at will.
-KEPT_SETTINGS = ("learning_rate", "weight_decay", "layerwise_lr_decay")
+# What a checkpoint holds itself, whatever the command says, or has trained by; and what may change at will.
+KEPT_SETTINGS = ("learning_rate", "weight_decay", "layerwise_lr_decay", "train_val_split")
 # What evaluations depend on besides the model: with others, accuracies before and after are not comparable.
 EVALUATION_SETTINGS = (
     *("dataset", "dataset_config", "dataset_level", "validation_split", "train_val_split", "max_eval_samples", "seed"),
@@ -254,10 +254,7 @@ def check_settings(before: dict, now: dict) -> set[str]:
         raise DataError(
             "The checkpoint's adapter was trained on another model than this: resume with the one that it began on."
         )
-    names = KEPT_SETTINGS
-    if now.get("train_val_split") is not None:  # it and the seed say which pictures are held out
-        names = (*names, "train_val_split", "seed")
-    kept = [f"--{name} {before.get(name)}" for name in names if name in changed]
+    kept = [f"--{name} {before.get(name)}" for name in KEPT_SETTINGS if name in changed]
     if kept:
         raise DataError(
             f"The checkpoint goes on with its own {', '.join(kept)}: say so, or start a new run from its model with others."
