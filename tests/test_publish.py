@@ -250,7 +250,7 @@ REFUSALS = {
     ),
     "results with another threshold": (
         lambda folder: change_json(folder / "config.json", selection_threshold=0.9),
-        "pictures.json was measured with selection_threshold .*, and the checkpoint now has 0.9. Measure it again",
+        "scenes.json was measured with selection_threshold .*, and the checkpoint now has 0.9. Measure it again",
     ),
     "results with another budget": (
         lambda folder: change_json(folder / "generation_config.json", token_budget=0.5),
