@@ -216,6 +216,8 @@ def test_training_stops_early_and_keeps_the_best(finetune, tmp_path, monkeypatch
     assert not torch.equal(best["box_head.out_proj.weight"], other["box_head.out_proj.weight"])
     with pytest.raises(SystemExit, match="goes on with its own --train_val_split 0.17"):
         finetune(resume_from_checkpoint="latest", **{**options, "train_val_split": 0.5})
+    with pytest.raises(SystemExit, match="goes on with its own --max_train_samples None"):
+        finetune(resume_from_checkpoint="latest", **{**options, "max_train_samples": 5})
 
     # resumed after the third evaluation, it still knows the best of those before
     accuracies = iter([0.4])

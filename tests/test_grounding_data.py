@@ -22,6 +22,7 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
+from grounding.arguments import GroundingArguments
 from grounding.checks import read_picture_size
 from grounding.data import (
     DataError,
@@ -34,6 +35,7 @@ from grounding.data import (
     spread_pictures,
 )
 from grounding.reader import open_source
+from grounding.setup import load_datasets
 from grounding.streaming import stream_grounding_dataset, take_samples
 from scenes.create_model import create_tokenizer
 from tiny import picture
@@ -362,6 +364,14 @@ def test_held_out_pictures_are_not_trained_on(tmp_path, columns):
         split_by_picture(load_grounding_dataset(str(tmp_path), "train", num_samples=1), 0.5)
     with pytest.raises(DataError, match="between 0 and 1"):
         split_by_picture(dataset, 1.5)
+
+
+def test_a_run_with_another_seed_holds_out_the_same_pictures(tmp_path):
+    """Or a run that is resumed with it would be judged by pictures that it was trained on."""
+    write(make_rows([BOX] * 12), tmp_path / "train.parquet")
+    args = GroundingArguments(model_name_or_path="", dataset=str(tmp_path), train_val_split=0.3)
+    held_out = [load_datasets(args, seed, num_scenes=0)[1].indices for seed in range(5)]
+    assert len(held_out[0]) == 4 and all(indices == held_out[0] for indices in held_out)
 
 
 def test_a_stream_gives_the_same_samples(tmp_path):

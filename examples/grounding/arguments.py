@@ -63,7 +63,10 @@ class GroundingArguments(ColumnArguments):
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on; empty for none."})
     train_val_split: float | None = field(
-        default=None, metadata={"help": "Instead of a validation split, hold out this share of the training pictures."}
+        default=None,
+        metadata={
+            "help": "Instead of a validation split, hold out this share of the training pictures, the same by every seed."
+        },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many samples only."})
     max_eval_samples: int = field(default=1000, metadata={"help": "Evaluate on so many samples."})

@@ -254,7 +254,10 @@ def check_settings(before: dict, now: dict) -> set[str]:
         raise DataError(
             "The checkpoint's adapter was trained on another model than this: resume with the one that it began on."
         )
-    kept = [f"--{name} {before.get(name)}" for name in KEPT_SETTINGS if name in changed]
+    names = KEPT_SETTINGS
+    if now.get("train_val_split") is not None:  # of other samples, other pictures would be held out
+        names = (*names, "max_train_samples")
+    kept = [f"--{name} {before.get(name)}" for name in names if name in changed]
     if kept:
         raise DataError(
             f"The checkpoint goes on with its own {', '.join(kept)}: say so, or start a new run from its model with others."

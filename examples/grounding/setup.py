@@ -184,7 +184,7 @@ def load_datasets(
         args ([`GroundingArguments`]):
             What to load.
         seed (`int`):
-            Of Scenes, of a stream's order, and of the pictures that are held out.
+            Of Scenes, and of a stream's order.
         num_scenes (`int`):
             Samples of Scenes to train on, unless `max_train_samples` says it.
     """
@@ -222,7 +222,8 @@ def _load_both(args: GroundingArguments, seed: int, num_scenes: int):
     if args.train_val_split is not None:
         if args.dataset == "scenes":
             raise DataError("Scenes have a validation split: leave out --train_val_split.")
-        train, validation = split_by_picture(train, args.train_val_split, seed)
+        # whatever the seed: a run resumed with another one must not be judged by pictures that it was trained on
+        train, validation = split_by_picture(train, args.train_val_split)
         validation.indices = validation.indices[: args.max_eval_samples]
         return train, validation
     if not args.evaluates:
