@@ -22,7 +22,7 @@ import PIL.Image
 from PIL import ImageEnhance
 
 
-AUGMENTATIONS = ("flip", "crop", "color", "aspect")
+AUGMENTATIONS = ("flip", "crop", "color", "aspect", "veil")
 
 SWAPS = {"left": "right", "right": "left", "lefthand": "righthand", "righthand": "lefthand"}
 SWAPS |= {"leftmost": "rightmost", "rightmost": "leftmost", "leftward": "rightward", "rightward": "leftward"}
@@ -95,6 +95,7 @@ COLORS = _words(
     *("olive", "lime", "crimson", "scarlet", "ivory", "khaki", "lilac", "lavender", "indigo", "amber", "bronze"),
     *(r"(red|yellow|green|blu|purpl|pink|brown|black|whit|gray|grey|orang)\w*",),
 )
+TONES = _words("black", "white", "gr[ae]y", "pale", r"(dark|light|bright|shin[iy]|sun|fog)\w*", r"shad(e|ow)\w*")
 SHAPES = _words(
     *(
         "square\\w*",
@@ -122,14 +123,16 @@ class GroundingAugmentation:
       - a crop keeps the whole target, and is left out where the expression speaks of a place, an order, a comparison or
         another thing: the frame it is measured by moves, and what it is compared with may be cut off;
       - colours stay where the expression names one;
-      - proportions stay where the expression names a shape.
+      - proportions stay where the expression names a shape;
+      - a veil of one gray, dark like a night or light like a fog, hides up to three quarters of the contrast, and is left
+        out where the expression speaks of tones. Hues stay, so it may name a colour.
 
     What happens to a sample follows from the seed, the epoch and the sample's row alone. So it does not depend on
     processes, and a resumed run repeats it.
 
     Args:
         names (`Sequence[str]`):
-            Of `"flip"`, `"crop"`, `"color"` and `"aspect"`.
+            Of `"flip"`, `"crop"`, `"color"`, `"aspect"` and `"veil"`.
         seed (`int`, *optional*, defaults to 0):
             Another seed gives other changes.
         probability (`float`, *optional*, defaults to 0.5):
@@ -171,7 +174,7 @@ def allows(expression: str, name: str) -> bool:
     """Whether an expression stays true, its words for sides swapped, when its picture is changed like this."""
     if name == "flip":
         return not NO_FLIP.search(expression) and (bool(SIDE.search(expression)) or not ORDER.search(expression))
-    return not {"crop": NO_CROP, "color": COLORS, "aspect": SHAPES}[name].search(expression)
+    return not {"crop": NO_CROP, "color": COLORS, "aspect": SHAPES, "veil": TONES}[name].search(expression)
 
 
 def swap_sides(expression: str) -> str:
@@ -222,4 +225,10 @@ def aspect(picture, expression, box, rng):
     return picture.resize((width, height), PIL.Image.Resampling.BICUBIC), expression, box
 
 
-CHANGES = {"flip": flip, "crop": crop, "color": color, "aspect": aspect}
+def veil(picture, expression, box, rng):
+    """Blend with one gray: dark like a night, or light like a fog."""
+    gray = PIL.Image.new("RGB", picture.size, (int(rng.integers(256)),) * 3)
+    return PIL.Image.blend(picture, gray, rng.uniform(0, 0.75)), expression, box
+
+
+CHANGES = {"flip": flip, "crop": crop, "color": color, "aspect": aspect, "veil": veil}
