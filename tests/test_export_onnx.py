@@ -83,6 +83,16 @@ def test_steps_share_their_weights(exported, checkpoint):
     assert (int8 / onnx_steps.WEIGHTS_NAME).stat().st_size < weights
 
 
+def test_weights_of_8_bits_are_unsigned(exported):
+    """Products with signed ones are cut off by CPUs without VNNI, at a cost of 8 points of accuracy."""
+    onnx = pytest.importorskip("onnx")
+    for path in (exported / onnx_steps.INT8).glob("*.onnx"):
+        graph = onnx.load(path).graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        products = [node for node in graph.node if node.op_type == "MatMulInteger"]
+        assert products and all(types[node.input[1]] == onnx.TensorProto.UINT8 for node in products)
+
+
 def test_steps_of_an_earlier_export_are_removed(exported, checkpoint, monkeypatch, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "onnx")
     run(monkeypatch, "--model", checkpoint, "--output", folder, "--buckets", 9, 36, 100, "--text_length", 8)

@@ -139,8 +139,8 @@ def export_onnx(model: ScanFormerForVisualGrounding, shapes: StaticShapes, folde
 def quantize_onnx(folder: Path):
     """
     Write a copy of exported steps whose matrix products have weights of 8 bits, quantized by output channel, and
-    activations that are quantized as they come ("dynamic"). An x86 CPU without VNNI, as of before 2019, adds pairs of
-    these products in 16 bits, where large ones are cut off: measure there what that costs.
+    activations that are quantized as they come ("dynamic"). The weights are unsigned, as x86 CPUs without VNNI add pairs
+    of products with signed ones in 16 bits, where large ones are cut off.
 
     Args:
         folder (`Path`):
@@ -160,7 +160,7 @@ def quantize_onnx(folder: Path):
             files[-1],
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QUInt8,
             extra_options={"MatMulConstBOnly": True},
         )
     share_weights(files)
