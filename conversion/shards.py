@@ -22,11 +22,13 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 
 # hidden: `datasets` would take it for data
 MANIFEST = ".conversion.json"
 INCOMPLETE = ".incomplete"
+LOCK = ".lock"
 
 
 class ShardWriter:
@@ -48,7 +50,8 @@ class ShardWriter:
             What the rows depend on. A folder that was begun with other arguments is refused.
 
     Raises:
-        ValueError: if the folder holds something else, or was begun with other arguments, or shards would be empty.
+        ValueError: if the folder holds something else, or was begun with other arguments, or another conversion is
+            writing to it, or shards would be empty.
     """
 
     def __init__(self, folder: Path, features: datasets.Features, rows_per_shard: int, arguments: dict):
@@ -56,6 +59,7 @@ class ShardWriter:
             raise ValueError(f"A shard has at least 1 row, not {rows_per_shard}.")
         self.folder, self.features, self.rows_per_shard = folder, features, rows_per_shard
         self.rows = defaultdict(list)
+        self.lock = self._acquire()
         self.manifest = self._open(arguments)
         self.records = Counter()  # by split
         self.counts = defaultdict(Counter)  # by split, what became of them
@@ -72,20 +76,37 @@ class ShardWriter:
         """Whether nothing is left to read, if perhaps to move."""
         return "counts" in self.manifest
 
+    def _acquire(self) -> FileLock:
+        """Held until the conversion is finished, or its process ends."""
+        manifest = self.folder / MANIFEST
+        if self.folder.is_dir() and not manifest.is_file() and {path.name for path in self.folder.iterdir()} - {LOCK}:
+            raise ValueError(f"{self.folder} is not empty, and holds no conversion that could go on.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"Another conversion is writing to {self.folder}. Wait for it, or choose another folder."
+            ) from error
+        return lock
+
     def _open(self, arguments: dict) -> dict:
         path = self.folder / MANIFEST
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise ValueError(f"{self.folder} is not empty, and holds no conversion that could go on.")
             return {"arguments": arguments, "shards": []}
-        manifest = json.loads(path.read_text())
-        changed = [key for key in arguments if manifest["arguments"].get(key) != arguments[key]]
+        try:
+            manifest = json.loads(path.read_text())
+            begun, shards = manifest["arguments"], manifest["shards"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged; delete {self.folder} and convert again.") from error
+        changed = [key for key in arguments if begun.get(key) != arguments[key]]
         if changed:
-            old, new = ({key: values.get(key) for key in changed} for values in (manifest["arguments"], arguments))
+            old, new = ({key: values.get(key) for key in changed} for values in (begun, arguments))
             raise ValueError(
                 f"{self.folder} was begun with {old}, not with {new}; choose another folder or delete it."
             )
-        for shard in manifest["shards"]:
+        for shard in shards:
             places = [self.folder / INCOMPLETE / shard["file"], self.folder / "data" / shard.get("final", "?")]
             if not any(place.is_file() for place in places):
                 raise ValueError(f"{self.folder} has lost {shard['file']}; delete it and convert again.")
@@ -114,7 +135,6 @@ class ShardWriter:
         partial = path.with_suffix(".partial")
         if not self.manifest["shards"]:
             # the manifest comes first: without it the folder would be taken for somebody else's
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_manifest()
             (self.folder / INCOMPLETE).mkdir(exist_ok=True)
         pq.write_table(
@@ -153,6 +173,8 @@ class ShardWriter:
             if source.exists():
                 os.replace(source, self.folder / "data" / shard["final"])
         shutil.rmtree(self.folder / INCOMPLETE, ignore_errors=True)
+        self.lock.release()
+        (self.folder / LOCK).unlink(missing_ok=True)
 
     def _write_manifest(self):
         path = self.folder / MANIFEST

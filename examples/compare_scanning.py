@@ -34,6 +34,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from grounding.checkpoints import holds_model
+from grounding.checks import DataError
 from grounding.report import to_table
 from grounding.scripts import evaluate_once, run_script
 from safetensors.torch import load_file
@@ -228,11 +229,14 @@ def main():
     seeds = {name: [seed for seed in args.seeds if seed in range(ARMS[name].num_seeds)] for name in args.arms}
     if not any(seeds.values()):
         sys.exit(f"error: none of the arms {args.arms} is trained with a seed of {args.seeds}.")
-    results = {
-        name: [evaluate(args, train_arm(args, name, seed)) for seed in of_arm]
-        for name, of_arm in seeds.items()
-        if of_arm
-    }
+    try:
+        results = {
+            name: [evaluate(args, train_arm(args, name, seed)) for seed in of_arm]
+            for name, of_arm in seeds.items()
+            if of_arm
+        }
+    except DataError as error:
+        sys.exit(f"error: {error}")
     output = Path(args.output_dir)
     (output / "table.json").write_text(json.dumps({"settings": asdict(args), "arms": results}, indent=2) + "\n")
     first, *others = args.splits

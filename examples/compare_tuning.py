@@ -28,6 +28,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from grounding.checks import DataError
 from grounding.report import to_table
 from grounding.scripts import evaluate_once, run_script
 from transformers import HfArgumentParser
@@ -144,7 +145,10 @@ def main():
     unknown = sorted(set(args.arms) - set(ARMS))
     if unknown:
         sys.exit(f"error: there is no arm {unknown}; known are {list(ARMS)}.")
-    figures = {arm: run_arm(args, arm) for arm in args.arms}
+    try:
+        figures = {arm: run_arm(args, arm) for arm in args.arms}
+    except DataError as error:
+        sys.exit(f"error: {error}")
     output = Path(args.output_dir)
     (output / "table.json").write_text(json.dumps({"settings": vars(args), "arms": figures}, indent=2) + "\n")
     table = to_table(HEADER, to_rows(figures))

@@ -109,12 +109,13 @@ def read_predictions(path: Path) -> list[dict]:
     if not path.is_file():
         raise DataError(f"There is no file of predictions {path}.")
     predictions = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             prediction = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
-        missing = [name for name in PREDICTION_FIELDS if name not in prediction]
+        fields = prediction if isinstance(prediction, dict) else {}
+        missing = [name for name in PREDICTION_FIELDS if name not in fields]
         if missing:
             raise DataError(f"{path}, line {number} is not a prediction: it lacks {missing}.")
         predictions.append(prediction)

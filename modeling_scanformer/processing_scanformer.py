@@ -14,6 +14,7 @@
 """Image/Text processor class for ScanFormer."""
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,10 @@ class ScanFormerProcessor(ProcessorMixin):
 
 def _as_list(boxes) -> list:
     """A list of boxes, also of a single one."""
-    boxes = boxes.tolist() if hasattr(boxes, "tolist") else list(boxes)
+    boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
+    if not isinstance(boxes, Iterable) or isinstance(boxes, (str, bytes)):
+        raise ValueError(f"`boxes` is a list of boxes (x0, y0, x1, y1), one for every picture, not {boxes!r}.")
+    boxes = list(boxes)
     is_box = len(boxes) == 4 and all(np.ndim(value) == 0 and value is not None for value in boxes)
     return [boxes] if is_box else boxes
 

@@ -33,6 +33,9 @@ def test_an_arm_is_trained_evaluated_and_not_run_again(checkpoint, tmp_path, mon
 
     monkeypatch.setattr(scripts.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
     run(monkeypatch, *arguments)
+    (tmp_path / "LoRA-r4" / "test.json").write_text('{"acc@0.5": ')
+    with pytest.raises(SystemExit, match="test.json is damaged, .*: delete it"):
+        run(monkeypatch, *arguments)
 
 
 def test_gain_is_relative_to_that_of_full_tuning():

@@ -548,6 +548,22 @@ def test_other_arguments_need_another_folder(tmp_path, images):
     (tmp_path / "mini" / "instances.json").write_text(json.dumps(make_instances()))
     with pytest.raises(ValueError, match="has lost"):
         convert(arguments(tmp_path, images))
+    (tmp_path / "out" / shards.MANIFEST).write_text('{"arguments": {')
+    with pytest.raises(ValueError, match="is damaged; delete"):
+        convert(arguments(tmp_path, images))
+
+
+def test_two_conversions_do_not_write_to_one_folder(tmp_path, images, monkeypatch):
+    def convert_again(item):
+        with pytest.raises(ValueError, match="Another conversion is writing to"):
+            convert(arguments(tmp_path, images))
+        return item
+
+    read_all = convert_rec_dataset.read_all
+    monkeypatch.setattr(convert_rec_dataset, "read_all", lambda *options: map(convert_again, read_all(*options)))
+    convert(arguments(tmp_path, images))
+    assert len(read_rows(tmp_path / "out")) == NUM_SENTENCES
+    assert not (tmp_path / "out" / shards.LOCK).exists()
 
 
 def test_push_to_hub_is_private(tmp_path, images, monkeypatch):

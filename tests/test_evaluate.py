@@ -186,7 +186,12 @@ def test_a_missing_model_is_told_with_those_that_exist(run, tmp_path, model_fold
 
 def test_a_file_without_predictions_is_told(run, tmp_path):
     path = tmp_path / "predictions.jsonl"
-    for text, message in (("", "no predictions"), ("{", "line 1 is not JSON"), ('{"row": 1}', "it lacks .*'box'")):
+    for text, message in (
+        ("", "no predictions"),
+        ("{", "line 1 is not JSON"),
+        ("5", "it lacks"),
+        ('{"row": 1}', "it lacks .*'box'"),
+    ):
         path.write_text(text)
         with pytest.raises(SystemExit, match=message):
             run(tmp_path / "results.json", "--predictions", path, model=None)

@@ -175,6 +175,12 @@ def test_boxes_that_are_none(processor, no_preprocessing, box):
         processor(images=[picture()] * 2, text=["cup"] * 2, boxes=[[0, 0, 5, 5], box])
 
 
+@pytest.mark.parametrize("boxes", [5, np.float64(5), "abcd", True])
+def test_boxes_that_are_no_list(processor, no_preprocessing, boxes):
+    with pytest.raises(ValueError, match="is a list of boxes"):
+        processor(images=picture(), text="cup", boxes=boxes)
+
+
 def test_results(processor):
     outputs = predicting([[0.5, 0.5, 0.5, 0.5]] * 2, [0.3, 0.7])
     low, high = processor.post_process_visual_grounding(outputs, torch.tensor([[10, 20]] * 2), 0.5, ["a", "b"])

@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .checks import DataError
+
 
 FOLDER = Path(__file__).resolve().parents[1]
 
@@ -42,10 +44,18 @@ def run_script(name: str, flags: list[str] | None = None, **options):
 
 
 def evaluate_once(output: Path, **options) -> dict:
-    """Results of `evaluate_visual_grounding.py`, which runs unless `output` is there."""
+    """
+    Results of `evaluate_visual_grounding.py`, which runs unless `output` is there.
+
+    Raises:
+        DataError: if `output` is damaged.
+    """
     if not output.is_file():
         run_script("evaluate_visual_grounding.py", output=output, **options)
-    return json.loads(output.read_text())
+    try:
+        return json.loads(output.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{output} is damaged, {error}: delete it, and run the same command again.") from error
 
 
 __all__ = ["evaluate_once", "run_script"]
