@@ -3,10 +3,10 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Seventeen and a half hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
-# one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
-# these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
-# begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
+# Seventeen and a half hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and
+# 10 on one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went
+# through these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning
+# rate had begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
 set -euo pipefail
 out=${1:-outputs/scanformer-tiny-scenes}
 
