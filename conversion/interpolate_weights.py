@@ -29,8 +29,6 @@ import typer
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
-from .resize_pyramid import adapt_generation_config
-
 
 def interpolate_weights(
     before: ScanFormerForVisualGrounding, after: ScanFormerForVisualGrounding, share: float
@@ -65,7 +63,8 @@ def interpolate_weights(
     with torch.no_grad():
         for name, weight in second.items():
             weight.copy_((1 - share) * first[name].to(weight.device).float() + share * weight.float())
-    after.generation_config = adapt_generation_config(after.generation_config, after.config.num_scales)
+    # the rule was calibrated on the weights as they were
+    after.generation_config.update(early_exit_rule=None, early_exit=None)
     return after
 
 

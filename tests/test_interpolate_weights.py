@@ -7,7 +7,12 @@ import torch
 from tiny import save_tiny_checkpoint, tiny_model
 
 from conversion.interpolate_weights import interpolate_weights, main
-from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
+from modeling_scanformer import (
+    EarlyExitRule,
+    ScanFormerForVisualGrounding,
+    ScanFormerGenerationConfig,
+    ScanFormerProcessor,
+)
 from modeling_scanformer.adapters_scanformer import lora_config
 
 
@@ -38,6 +43,18 @@ def test_half_precision_is_mixed_in_full():
     mixed = interpolate_weights(before, after, 0.25)
     assert mixed.dtype == torch.bfloat16
     assert all(torch.equal(weight, expected[name]) for name, weight in mixed.state_dict().items())
+
+
+def test_options_stay_but_for_the_rule_of_early_exit():
+    before = tiny_model(dtype=torch.float32)
+    after = trained_on(before)
+    rule = EarlyExitRule([[1.0, 0.0, 0.0, 0.0]] * 2, [0.0] * 2, 0.5, 0.01, 0.95, 1000, fingerprint="0", options={})
+    after.generation_config = ScanFormerGenerationConfig(
+        early_exit=True, early_exit_rule=rule.to_dict(), token_budget=30, budget_score="attention"
+    )
+    config = interpolate_weights(before, after, 0.5).generation_config
+    assert config.early_exit is config.early_exit_rule is None
+    assert (config.token_budget, config.budget_score) == (30, "attention")
 
 
 def test_command_writes_a_model_that_loads(checkpoint, tmp_path, capsys):
