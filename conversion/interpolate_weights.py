@@ -29,6 +29,8 @@ import typer
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
+from .sources import load_source
+
 
 def interpolate_weights(
     before: ScanFormerForVisualGrounding, after: ScanFormerForVisualGrounding, share: float
@@ -76,15 +78,7 @@ def main(
 ):
     """Mix the weights of a ScanFormer with those of the same one trained on."""
     try:
-        if any(out.exists() and Path(source).exists() and out.samefile(source) for source in (before, after)):
-            raise ValueError(f"{out} is what is read: give another folder.")
-        models = [ScanFormerForVisualGrounding.from_pretrained(source) for source in (before, after)]
-        for source, model in zip((before, after), models):
-            if getattr(model, "peft_config", None):
-                raise ValueError(
-                    f"{source} is an adapter: merge it first, by "
-                    "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)."
-                )
+        models = [load_source(source, out) for source in (before, after)]
         processor = ScanFormerProcessor.from_pretrained(after)
         interpolate_weights(*models, share).save_pretrained(out)
         processor.save_pretrained(out)

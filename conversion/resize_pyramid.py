@@ -35,6 +35,8 @@ import typer
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
 
+from .sources import load_source
+
 
 PATCHES = "model.patch_embeddings"
 
@@ -168,14 +170,7 @@ def main(
 ):
     """Change the patch size or the number of scales of a ScanFormer."""
     try:
-        if out.exists() and Path(source).exists() and out.samefile(source):
-            raise ValueError(f"{out} is what is read: give another folder.")
-        model = ScanFormerForVisualGrounding.from_pretrained(source)
-        if getattr(model, "peft_config", None):
-            raise ValueError(
-                f"{source} is an adapter, which fits the pyramid of its base: merge it first, by "
-                "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)."
-            )
+        model = load_source(source, out)
         processor = ScanFormerProcessor.from_pretrained(source)
         model, processor = resize_pyramid(model, processor, patch_size, num_scales, longest_edge)
         model.save_pretrained(out)

@@ -36,12 +36,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_early_exit import rule_for
 from test_training import assert_same_files, reset_accelerator, train, write_pictures
-from tiny import picture, save_tiny_checkpoint, tiny_model
+from tiny import picture, save_tiny_adapter, save_tiny_checkpoint, tiny_model
 from transformers import HfArgumentParser, pipeline
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
-from modeling_scanformer.adapters_scanformer import lora_config
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +321,7 @@ def test_models_that_do_not_fit_are_refused(finetune, checkpoint, tmp_path):
         finetune(lora_r=4, resume_from_checkpoint=tmp_path / "full" / "checkpoint-2")
 
     # one of its layers more than its base has now
-    other = tiny_model(dtype=torch.float32, num_hidden_layers=5)
-    other.add_adapter(lora_config())
-    other.save_pretrained(tmp_path / "adapter")
-    settings = tmp_path / "adapter" / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(checkpoint)}))
+    save_tiny_adapter(tmp_path / "adapter", checkpoint, num_hidden_layers=5)
     with pytest.raises(SystemExit, match="made for another model than .* weights are in one of them only"):
         finetune(tmp_path / "adapter")
     with pytest.raises(SystemExit, match="leave out --lora_r"):

@@ -1,10 +1,8 @@
 """A model between two: each end is one of them, and what cannot be mixed is refused."""
 
-import json
-
 import pytest
 import torch
-from tiny import save_tiny_checkpoint, tiny_model
+from tiny import save_tiny_adapter, save_tiny_checkpoint, tiny_model
 
 from conversion.interpolate_weights import interpolate_weights, main
 from modeling_scanformer import (
@@ -13,7 +11,6 @@ from modeling_scanformer import (
     ScanFormerGenerationConfig,
     ScanFormerProcessor,
 )
-from modeling_scanformer.adapters_scanformer import lora_config
 
 
 def trained_on(model: ScanFormerForVisualGrounding) -> ScanFormerForVisualGrounding:
@@ -77,11 +74,7 @@ def test_what_cannot_be_mixed_is_named(checkpoint, tmp_path):
         interpolate_weights(model, tiny_model(patch_size=4), 0.5)
     with pytest.raises(SystemExit, match="is what is read"):
         main(str(checkpoint), str(tmp_path / "missing"), checkpoint)
-    adapter = tiny_model(dtype=torch.float32)
-    adapter.add_adapter(lora_config())
-    adapter.save_pretrained(tmp_path / "adapter")
-    settings = tmp_path / "adapter" / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(checkpoint)}))
+    save_tiny_adapter(tmp_path / "adapter", checkpoint)
     with pytest.raises(SystemExit, match="adapter is an adapter: merge it first"):
         main(str(checkpoint), str(tmp_path / "adapter"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

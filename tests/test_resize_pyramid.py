@@ -1,11 +1,10 @@
 """Another pyramid: patches look as at the old size, and further scales leave the first ones as they were."""
 
-import json
 import shutil
 
 import pytest
 import torch
-from tiny import save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
+from tiny import save_tiny_adapter, save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
 
 from conversion.resize_pyramid import main, resize_patch_projection, resize_pyramid
 from modeling_scanformer import (
@@ -14,7 +13,6 @@ from modeling_scanformer import (
     ScanFormerGenerationConfig,
     ScanFormerProcessor,
 )
-from modeling_scanformer.adapters_scanformer import lora_config
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
 
@@ -102,11 +100,7 @@ def test_sizes_that_do_not_fit_are_named(checkpoint, tmp_path):
         main(str(checkpoint), tmp_path / "out", patch_size=4, longest_edge=24)
     with pytest.raises(SystemExit, match="is what is read"):
         main(str(checkpoint), checkpoint, num_scales=2)
-    adapter = tiny_model(dtype=torch.float32)
-    adapter.add_adapter(lora_config())
-    adapter.save_pretrained(tmp_path / "adapter")
-    settings = tmp_path / "adapter" / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(checkpoint)}))
+    save_tiny_adapter(tmp_path / "adapter", checkpoint)
     with pytest.raises(SystemExit, match="is an adapter.*merge it first"):
         main(str(tmp_path / "adapter"), tmp_path / "out", num_scales=2)
     assert not (tmp_path / "out").exists()

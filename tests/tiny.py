@@ -1,5 +1,7 @@
 """A tiny model with lively weights, and ragged inputs for it."""
 
+import json
+
 import numpy as np
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from modeling_scanformer import (
     image_pyramid,
     pad_pyramids,
 )
+from modeling_scanformer.adapters_scanformer import lora_config
 
 
 def tiny_config(**options) -> ScanFormerConfig:
@@ -93,6 +96,15 @@ def save_tiny_checkpoint(folder):
     image_processor = ScanFormerImageProcessor(size={"longest_edge": 24}, patch_size=2, num_scales=3)
     tiny_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
     ScanFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
+def save_tiny_adapter(folder, base, **options):
+    """An untrained adapter of the model in `base`."""
+    model = tiny_model(dtype=torch.float32, **options)
+    model.add_adapter(lora_config())
+    model.save_pretrained(folder)
+    settings = folder / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(base)}))
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
