@@ -140,7 +140,7 @@ compiled_stage 31 30 --longest_edge 384 --seed 96 --max_train_steps 2600 --learn
 # The weights of stage 31 read 448 pixels better than 384 without having seen any; this stage ran on a CPU without units for bf16.
 compiled_stage 32 31 --longest_edge 448 --seed 97 --max_train_steps 700 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no
-# So did the last two; in the end, half of the pictures were veiled in gray, for the sake of nights and fogs. What that
+# So did the last two; in the end, nearly half of the pictures were veiled in gray, for the sake of nights and fogs. What that
 # costs by day, the mean of the weights wins back.
 compiled_stage 33 32 --longest_edge 448 --dataset_level contrasts --seed 98 --max_train_steps 200 --learning_rate 4e-4 \
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --mixed_precision no
