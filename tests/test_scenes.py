@@ -348,6 +348,27 @@ def test_levels_are_as_declared(name):
         assert min(item["visible"] for item in items) >= 0.6
 
 
+def test_levels_take_turns():
+    """Scene by scene, whoever makes it; a level can have more turns than another."""
+    dataset = ScenesDataset("train", 3, 24, "standard+colors+colors", expressions_per_scene=2)
+    made = [dataset[index] for index in range(24)]
+    names = [{s["image_id"] for s in made[start : start + 2]} for start in range(0, 24, 2)]
+    assert [len(name) for name in names] == [1] * 12 and len(set.union(*names)) == 12
+    assert digest(make_sample(3, 8, level="standard+colors+colors", expressions_per_scene=2)) == digest(made[8])
+    colors = LEVELS["colors"]
+    for number, sample in enumerate(made):
+        items = sample["scene"]["objects"]
+        if number // 2 % 3:
+            assert colors.objects[0] <= len(items) <= colors.objects[1]
+            assert len({item["color"] for item in items}) == len(items)
+    others = [len(sample["scene"]["objects"]) for number, sample in enumerate(made) if number // 2 % 3 == 0]
+    assert max(others) > colors.objects[1]
+    with pytest.raises(ValueError, match="unknown level 'color'"):
+        ScenesDataset("train", level="standard+color")
+    with pytest.raises(ValueError, match="unknown level ''"):
+        ScenesDataset("train", level="standard+")
+
+
 def test_level_without_enough_colors_for_a_dense_split_says_so():
     with pytest.raises(ValueError, match="no dense split"):
         ScenesDataset("test-dense", num_samples=1, level="colors")

@@ -55,7 +55,7 @@ class GroundingArguments(ColumnArguments):
     )
     dataset_level: str = field(
         default="standard",
-        metadata={"help": f"Level of Scenes: {', '.join(LEVELS)}."},
+        metadata={"help": f"Level of Scenes: {', '.join(LEVELS)}; several joined by + take turns."},
     )
     expressions_per_scene: int = field(
         default=1, metadata={"help": "Samples of Scenes in a row that are about one picture: they tell words apart."}

@@ -26,7 +26,7 @@ from PIL import Image
 
 from .expressions import Proposer, is_describable
 from .language import realize
-from .levels import level_of, split_of
+from .levels import Level, level_of, split_of
 from .programs import Facts
 from .rendering import render_scene
 from .scene import Scene, sample_scene
@@ -60,7 +60,8 @@ class ScenesDataset(torch.utils.data.Dataset):
         split (`str`, *optional*, defaults to `"train"`): One of `SPLITS`.
         seed (`int`, *optional*, defaults to 0): Another seed gives other samples, in every split.
         num_samples (`int`, *optional*): Length of the data set. Without it, it has no end and no length.
-        level (`str`, *optional*, defaults to `"standard"`): One of `LEVELS`.
+        level (`str`, *optional*, defaults to `"standard"`): One of `LEVELS`, or several joined by "+", whose scenes take
+            turns. A level can be named more than once.
         no_target (`float`, *optional*, defaults to 0.0): Share of expressions that nothing in the picture fits. Their
             "bbox" is `None`.
         expressions_per_scene (`int`, *optional*, defaults to 1): So many consecutive samples are about one picture,
@@ -77,7 +78,7 @@ class ScenesDataset(torch.utils.data.Dataset):
         expressions_per_scene: int = 1,
     ):
         self.split = split_of(split)
-        self.level = level_of(level, self.split.kind)
+        self.levels = [level_of(name, self.split.kind) for name in level.split("+")]
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         if num_samples is not None and num_samples < 1:
@@ -110,7 +111,7 @@ class ScenesDataset(torch.utils.data.Dataset):
         scene_index, expression_index = divmod(index, self.expressions_per_scene)
         scene, graph, facts, image = self._render(scene_index)
         rng = self._generator(scene_index, EXPRESSION, expression_index)
-        proposer = Proposer(scene, facts, self.level, rng)
+        proposer = Proposer(scene, facts, self._level(scene_index), rng)
         if rng.random() < self.no_target:
             kind, target, program = "no_target", None, proposer.propose_absent()
         else:
@@ -128,23 +129,27 @@ class ScenesDataset(torch.utils.data.Dataset):
             "height": scene.height,
         }
 
+    def _level(self, scene_index: int) -> Level:
+        return self.levels[scene_index % len(self.levels)]
+
     def _generator(self, *path: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([*self._entropy, *path]))
 
     def _render(self, scene_index: int) -> tuple:
         if self._last is None or self._last[0] != scene_index:
             scene, graph, facts = self._draw(scene_index)
-            picture = render_scene(scene, self._generator(scene_index, PICTURE), self.level, self.split.effect)
+            rng = self._generator(scene_index, PICTURE)
+            picture = render_scene(scene, rng, self._level(scene_index), self.split.effect)
             self._last = (scene_index, scene, graph, facts, picture)
         return self._last[1:]
 
     def _draw(self, scene_index: int) -> tuple[Scene, dict, Facts]:
-        rng = self._generator(scene_index, SCENE)
+        rng, level = self._generator(scene_index, SCENE), self._level(scene_index)
         while True:
-            scene = sample_scene(rng, self.level, self.split.kind)
+            scene = sample_scene(rng, level, self.split.kind)
             graph = scene.graph()
             facts = Facts(graph)
-            if is_describable(scene, facts, self.level):
+            if is_describable(scene, facts, level):
                 return scene, graph, facts
 
 
