@@ -22,8 +22,8 @@ from .loss_scanformer import box_iou, center_to_corners
 from .packing_scanformer import PackedLinear
 
 
-# What a scale shows, in the order of a rule's weights; see `exit_signals`.
-SIGNALS = ("score", "agreement", "wanted", "change")
+# What a scale shows, in the order of a rule's weights; see `exit_signals`. The last is as long as a hidden state.
+SIGNALS = ("score", "agreement", "wanted", "change", "state")
 
 # How much of a weight the rounding of half precision may change.
 FINGERPRINT_TOLERANCE = 2.0**-7
@@ -52,16 +52,17 @@ def exit_signals(
             Share of the next scale's patches that the selection asks for.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, 4)`: the score's logit; the IoU of the box with the one of the scale
-        before; `wanted`; and 1 - the cosine of the [REG] states of the two scales. The second and fourth are 0 at the
-        coarsest scale.
+        `torch.FloatTensor` of shape `(batch_size, 4 + hidden_size)`: the score's logit; the IoU of the box with the one of
+        the scale before; `wanted`; 1 - the cosine of the [REG] states of the two scales; and the [REG] state itself. The
+        second and fourth are 0 at the coarsest scale.
     """
     if previous is None:
         agreement = change = torch.zeros_like(wanted)
     else:
         agreement, _ = box_iou(center_to_corners(boxes), center_to_corners(previous[0]))
         change = 1 - nn.functional.cosine_similarity(reg_states.float(), previous[1].float())
-    return torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
+    numbers = torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
+    return torch.cat([numbers, reg_states.float()], dim=1)
 
 
 def fingerprint(model, with_adapters: bool = True) -> list[float]:
@@ -83,16 +84,19 @@ def fingerprint(model, with_adapters: bool = True) -> list[float]:
         for path, module in model.named_modules():
             names = [name for name, _ in module.named_parameters(recurse=False) if "lora_" in f"{path}.{name}"]
             numbers += [_first_number(module, name) for name in names]
-    return [float(f"{number:.6g}") for number in numbers]
+    # one transfer from the device, as every scan with a rule is preceded by this
+    found = torch.stack([number.to(numbers[0].device, torch.float32) for number in numbers])
+    return [float(f"{number:.6g}") for number in found.tolist()]
 
 
-def _first_number(module: nn.Module, name: str) -> float:
+def _first_number(module: nn.Module, name: str) -> torch.Tensor:
     """Of a module's weight, which may be a vector; one that Accelerate has offloaded is fetched for the moment."""
     offloaded = getattr(module, name).is_meta
     if offloaded:
         module._hf_hook.pre_forward(module)
-    number = float(getattr(module, name).detach().flatten()[0])
+    number = getattr(module, name).detach().flatten()[0]
     if offloaded:
+        number = number.clone()
         module._hf_hook.post_forward(module, None)
     return number
 
@@ -112,7 +116,7 @@ class EarlyExitRule:
 
     Args:
         weights (`list[list[float]]`):
-            Weights of the `SIGNALS`, for every scale but the last.
+            Weights of the `SIGNALS`, `4 + hidden_size` of them, for every scale but the last.
         biases (`list[float]`):
             Offsets, for every scale but the last.
         threshold (`float`):
@@ -142,9 +146,10 @@ class EarlyExitRule:
     options: dict
 
     def __post_init__(self):
-        if len(self.weights) != len(self.biases) or any(len(row) != len(SIGNALS) for row in self.weights):
+        if len(self.weights) != len(self.biases) or any(len(row) < len(SIGNALS) for row in self.weights):
             raise ValueError(
-                f"An early exit rule needs {len(SIGNALS)} weights and an offset for every scale but the last."
+                "An early exit rule needs an offset, and a weight of everything that a scale shows, for every scale but the "
+                "last: calibrate again."
             )
         for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
@@ -177,6 +182,9 @@ class EarlyExitRule:
                 "The early exit rule was calibrated on another checkpoint: its guarantee says nothing about this one. "
                 "Calibrate this model (examples/calibrate_early_exit.py)."
             )
+        num_signals = len(SIGNALS) - 1 + model.config.hidden_size
+        if any(len(row) != num_signals for row in self.weights):
+            raise ValueError(f"An early exit rule for this model has {num_signals} weights a scale: calibrate again.")
         num_exits = options.get("max_scales", model.config.num_scales) - 1
         if options != self.options or len(self.weights) != num_exits:
             raise ValueError(

@@ -147,7 +147,7 @@ class ScaleResult(NamedTuple):
             Their scores.
         selection_mask (`torch.BoolTensor` of shape `(num_active, num_patches)`):
             True at the patches of the scale that were read.
-        signals (`torch.FloatTensor` of shape `(num_active, 4)`):
+        signals (`torch.FloatTensor` of shape `(num_active, 4 + hidden_size)`):
             What an early exit is decided by; see [`exit_signals`].
     """
 
@@ -196,7 +196,7 @@ class ScanFormerGenerationMixin:
         Raises:
             ValueError: for unknown arguments, senseless options, or inputs that do not fit together.
         """
-        config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
+        config = copy.copy(generation_config if generation_config is not None else self.generation_config)
         if not isinstance(config, ScanFormerGenerationConfig):
             raise ValueError(f"Expected a ScanFormerGenerationConfig, got a {type(config).__name__}.")
         unknown = sorted(set(kwargs) - set(OPTIONS))

@@ -463,7 +463,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         Returns:
             Tokens of shape `(batch_size, 1 or max(n), hidden_size)` and their key bias.
         """
-        batch_size = len(num_unselected)
+        batch_size = num_unselected.shape[0]  # len() would fix it in an export
         if self.config.merge_constant_tokens:
             token = constant.expand(batch_size, -1)
             if rejected_pull is not None:

@@ -233,10 +233,10 @@ class ScanFormerScaleStep(nn.Module):
         ]
         biases = [past_bias, past_bias.new_zeros(batch_size, 1), encoder._masked_bias(mask)]
         if self.scale > 0:
-            # one token stands for all n unselected patches: + log n on its attention logits
-            log_count = num_unselected.clamp(min=1).to(past_bias.dtype).log()
-            tokens.append(embedding_row(encoder.constant_token, 0, indices.device).expand(batch_size, 1, -1))
-            biases.append(log_count.where(num_unselected > 0, MASKED_BIAS)[:, None])
+            constant = embedding_row(encoder.constant_token, 0, indices.device)
+            merged, bias = encoder._constant_tokens(constant, num_unselected, None)
+            tokens.append(merged)
+            biases.append(bias)
         hidden_states, key_bias = torch.cat(tokens, dim=1), torch.cat(biases, dim=1)
 
         keys, values, logits = [], [], None

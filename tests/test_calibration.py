@@ -29,6 +29,7 @@ import torch
 from accelerate.state import AcceleratorState
 from grounding import calibration
 from grounding.calibration import (
+    STATE,
     ScanSamples,
     calibrate,
     candidate_thresholds,
@@ -57,7 +58,7 @@ def make_samples(num_samples: int, seed: int, gain: float = 0.0) -> ScanSamples:
     """Pictures of which the first signal tells how hard they are: the harder, the more a finer scale helps."""
     rng = np.random.default_rng(seed)
     hard = rng.random(num_samples)
-    signals = rng.normal(size=(num_samples, 3, 4))
+    signals = rng.normal(size=(num_samples, 3, 4 + 16))
     signals[:, :, 0] = 4 - 8 * hard[:, None] + rng.normal(size=(num_samples, 3))
     chances = np.stack([0.95 - 0.5 * hard**4, 0.95 - 0.2 * hard**4, np.full(num_samples, 0.95 - gain)], axis=1)
     iou = np.where(rng.random((num_samples, 1)) < chances, 0.8, 0.2)
@@ -156,6 +157,25 @@ def test_stopping_score_finds_the_signal_that_tells():
     assert np.all(np.diff(thresholds) < 0)
 
 
+def test_stopping_score_finds_what_the_state_alone_tells():
+    told, untold = make_samples(12_000, seed=3), make_samples(12_000, seed=3)
+    direction = np.random.default_rng(8).normal(size=16)
+    told.signals[:, :, STATE:] += told.signals[:, :, :1] * direction
+    for samples in (told, untold):
+        samples.signals[:, :, 0] = 0.0
+    fitted, held_out = np.arange(6000), np.arange(6000, 12_000)
+    saved = []
+    for samples in (told, untold):
+        scores = stopping_scores(samples[held_out].signals, *fit_stopping_score(samples[fitted]))
+        leaving = [last_scale_read(scores, threshold) for threshold in candidate_thresholds(scores)]
+        allowed = [last_read for last_read in leaving if samples[held_out].losses(last_read).mean() <= 0.02]
+        saved.append(max(samples[held_out].saved(last_read) for last_read in allowed))
+    assert saved[0] > saved[1] + 0.1
+    weights, _ = fit_stopping_score(told[fitted])
+    for row in weights:
+        assert np.corrcoef(row[STATE:], direction)[0, 1] > 0.6
+
+
 def test_logistic_regression_finds_what_made_the_data():
     rng = np.random.default_rng(4)
     features = rng.normal(size=(20_000, 2)) * [1, 100]
@@ -165,6 +185,9 @@ def test_logistic_regression_finds_what_made_the_data():
     # neither a constant feature nor targets that are all alike break it
     weights, offset = fit_logistic(np.ones((50, 1)), np.ones(50), ridge=1.0)
     assert weights == 0 and 3 < offset < 20
+    # each feature is pulled by its own
+    weights, _ = fit_logistic(features, targets, ridge=np.array([1e7, 0.0]))
+    assert abs(weights[0]) < 0.01 and weights[1] < -0.01
 
 
 def test_comparison_of_ways_to_leave():
@@ -174,6 +197,7 @@ def test_comparison_of_ways_to_leave():
         results["oracle"]["drop"] <= 0 and results["oracle"]["saved"] > results["calibrated"]["all signals"]["saved"]
     )
     assert results["calibrated"]["all signals"]["saved"] > results["calibrated"]["change alone"]["saved"]
+    assert set(results["curves"]) == {"random", *results["calibrated"]} and "state alone" in results["calibrated"]
     for curve in results["curves"].values():
         assert curve[0]["drop"] == 0 and np.all(np.diff([point["saved"] for point in curve]) >= 0)
 

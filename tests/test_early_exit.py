@@ -29,7 +29,7 @@ def rule_for(model, **fields) -> EarlyExitRule:
     """Leaves a scale where the score is at least one half."""
     exits = model.config.num_scales - 1
     values = {
-        "weights": [[1.0, 0.0, 0.0, 0.0]] * exits,
+        "weights": [[1.0, *[0.0] * (3 + model.config.hidden_size)]] * exits,
         "biases": [0.0] * exits,
         "threshold": 0.5,
         "alpha": 0.01,
@@ -51,7 +51,8 @@ def test_signals_are_what_they_are_called():
     total = [result.selection_mask.shape[1] for result in streamer.results]
     assert total == [6, 24, 96]
     for scale, result in enumerate(streamer.results):
-        score, agreement, wanted, change = result.signals.unbind(1)
+        score, agreement, wanted, change = result.signals[:, :4].unbind(1)
+        torch.testing.assert_close(result.signals[:, 4:], reg_states[:, scale].float())
         torch.testing.assert_close(score.sigmoid(), outputs.scale_scores[:, scale].float())
         if scale == 0:
             assert not agreement.any() and not change.any()
@@ -174,7 +175,8 @@ def test_a_rule_under_other_options_is_refused(options):
         model.generate(**inputs, early_exit=True, **options)
     model.generation_config.update(**options)
     exits = options.get("max_scales", 3) - 1
-    fields = {"options": model.scan_options(), "weights": [[0.0] * 4] * exits, "biases": [0.0] * exits}
+    fields = {"weights": rule_for(model).weights[:exits], "biases": [0.0] * exits}
+    fields["options"] = model.scan_options()
     model.generation_config.early_exit_rule = rule_for(model, **fields).to_dict()
     model.generate(**inputs, early_exit=True)
 
@@ -185,11 +187,12 @@ def test_a_rule_under_other_options_is_refused(options):
         {"threshold": 0.5},
         "yes",
         {**rule_for(tiny_model()).to_dict(), "weights": [[1.0]] * 2},
+        {**rule_for(tiny_model()).to_dict(), "weights": [[1.0] * 5] * 2},
         {**rule_for(tiny_model()).to_dict(), "alpha": 0},
         {**rule_for(tiny_model()).to_dict(), "alpha": "0.1"},
         {**rule_for(tiny_model()).to_dict(), "weights": None},
     ],
-    ids=["missing fields", "no rule", "missing weights", "alpha", "text", "no weights"],
+    ids=["missing fields", "no rule", "missing weights", "another hidden size", "alpha", "text", "no weights"],
 )
 def test_senseless_rules_raise(rule):
     model = tiny_model()

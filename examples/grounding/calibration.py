@@ -23,10 +23,15 @@ import numpy as np
 from scipy.stats import binom, binomtest
 from tqdm.auto import tqdm
 
+from modeling_scanformer.early_exit_scanformer import SIGNALS
+
 
 # Pull of the fitted weights towards 0, in standardized signals. Few samples lose by leaving, so the weights are easily
-# fitted to noise.
+# fitted to noise; those of [REG]'s state are many, and are held tighter.
 RIDGE = 10.0
+STATE_RIDGE = 300.0
+# Where the state begins among the signals.
+STATE = SIGNALS.index("state")
 # Thresholds tried, from those at which hardly a sample leaves to those at which all do.
 NUM_THRESHOLDS = 40
 # Share of the samples that the stopping score is fitted on. The proof is what takes many.
@@ -78,7 +83,7 @@ class ScanSamples:
         return values[np.arange(len(values)), scales]
 
 
-def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float | np.ndarray) -> tuple[np.ndarray, float]:
     """
     Logistic regression by Newton's method.
 
@@ -87,7 +92,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float) -> tup
             Any scale; they are standardized.
         targets (`np.ndarray` of shape `(num_samples,)`):
             Probabilities in [0, 1].
-        ridge (`float`):
+        ridge (`float` or `np.ndarray` of shape `(num_features,)`):
             Pull of the standardized weights towards 0, against a sum over the samples.
 
     Returns:
@@ -97,7 +102,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float) -> tup
     std = np.where(std > 1e-9, std, np.inf)  # what never changes gets no weight
     design = np.column_stack([(features - mean) / std, np.ones(len(features))])
     # a little on the offset too: targets that are all 1 have no finite one
-    penalty = np.append(np.full(features.shape[1], ridge), 1e-2)
+    penalty = np.append(np.broadcast_to(ridge, features.shape[1]), 1e-2)
     solution = np.zeros(len(penalty))
     for _ in range(100):
         probabilities = sigmoid(design @ solution)
@@ -133,11 +138,12 @@ def fit_stopping_score(samples: ScanSamples, signals: list[int] | None = None) -
     """
     num_scales, num_signals = samples.signals.shape[1:]
     signals = list(range(num_signals)) if signals is None else signals
+    ridge = np.where(np.array(signals) < STATE, RIDGE, STATE_RIDGE)
     weights, biases = np.zeros((num_scales - 1, num_signals)), np.zeros(num_scales - 1)
     bounded = samples.iou.clip(*SOFT_BOUNDS)
     for scale in range(num_scales - 1):
         rise = (bounded[:, -1] - bounded[:, scale]).clip(min=0) / (SOFT_BOUNDS[1] - SOFT_BOUNDS[0])
-        fitted = fit_logistic(samples.signals[:, scale, signals], 1 - rise, RIDGE)
+        fitted = fit_logistic(samples.signals[:, scale, signals], 1 - rise, ridge)
         weights[scale, signals], biases[scale] = fitted
     return weights, biases
 

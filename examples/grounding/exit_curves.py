@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from modeling_scanformer.early_exit_scanformer import SIGNALS
 
-from .calibration import ScanSamples, calibrate, last_scale_read
+from .calibration import STATE, ScanSamples, calibrate, last_scale_read
 from .report import to_table
 
 
@@ -49,7 +49,8 @@ def compare_exits(samples: ScanSamples, others: ScanSamples, alpha: float, confi
         at the first scale that is right, and at the coarsest where none is. Points also have `saved`, the share of the
         operations, and `drop`, what accuracy falls by.
     """
-    ways = {RULE: None, **{f"{name} alone": [number] for number, name in enumerate(SIGNALS)}}
+    ways = {RULE: None, **{f"{name} alone": [number] for number, name in enumerate(SIGNALS[:STATE])}}
+    ways["state alone"] = list(range(STATE, samples.signals.shape[2]))
     curves, calibrated = {}, {}
     for name, signals in ways.items():
         calibration = calibrate(samples, alpha, confidence, np.random.default_rng(seed), signals)
