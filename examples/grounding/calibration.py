@@ -27,9 +27,10 @@ from modeling_scanformer.early_exit_scanformer import SIGNALS
 
 
 # Pull of the fitted weights towards 0, in standardized signals. Few samples lose by leaving, so the weights are easily
-# fitted to noise; those of [REG]'s state are many, and are held tighter.
+# fitted to noise. Those of [REG]'s state are many, and each is pulled by this times their number: a wider model's can
+# explain no more together than a narrow one's.
 RIDGE = 10.0
-STATE_RIDGE = 300.0
+STATE_RIDGE = 300 / 128
 # Where the state begins among the signals.
 STATE = SIGNALS.index("state")
 # Thresholds tried, from those at which hardly a sample leaves to those at which all do.
@@ -138,7 +139,7 @@ def fit_stopping_score(samples: ScanSamples, signals: list[int] | None = None) -
     """
     num_scales, num_signals = samples.signals.shape[1:]
     signals = list(range(num_signals)) if signals is None else signals
-    ridge = np.where(np.array(signals) < STATE, RIDGE, STATE_RIDGE)
+    ridge = np.where(np.array(signals) < STATE, RIDGE, STATE_RIDGE * (num_signals - STATE))
     weights, biases = np.zeros((num_scales - 1, num_signals)), np.zeros(num_scales - 1)
     bounded = samples.iou.clip(*SOFT_BOUNDS)
     for scale in range(num_scales - 1):
