@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from test_early_exit import rule_for
 from tiny import save_tiny_adapter, save_tiny_checkpoint, tiny_model
 
 from conversion.interpolate_weights import interpolate_weights, main
 from modeling_scanformer import (
-    EarlyExitRule,
     ScanFormerForVisualGrounding,
     ScanFormerGenerationConfig,
     ScanFormerProcessor,
@@ -45,9 +45,8 @@ def test_half_precision_is_mixed_in_full():
 def test_options_stay_but_for_the_rule_of_early_exit():
     before = tiny_model(dtype=torch.float32)
     after = trained_on(before)
-    rule = EarlyExitRule([[1.0, 0.0, 0.0, 0.0]] * 2, [0.0] * 2, 0.5, 0.01, 0.95, 1000, fingerprint="0", options={})
     after.generation_config = ScanFormerGenerationConfig(
-        early_exit=True, early_exit_rule=rule.to_dict(), token_budget=30, budget_score="attention"
+        early_exit=True, early_exit_rule=rule_for(after).to_dict(), token_budget=30, budget_score="attention"
     )
     config = interpolate_weights(before, after, 0.5).generation_config
     assert config.early_exit is config.early_exit_rule is None

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
+from test_early_exit import rule_for
 from tiny import save_tiny_adapter, save_tiny_checkpoint, take_row, tiny_inputs, tiny_model
 
 from conversion.resize_pyramid import main, resize_patch_projection, resize_pyramid
 from modeling_scanformer import (
-    EarlyExitRule,
     ScanFormerForVisualGrounding,
     ScanFormerGenerationConfig,
     ScanFormerProcessor,
@@ -81,9 +81,9 @@ def test_command_writes_a_model_that_loads(checkpoint, tmp_path):
 @pytest.mark.parametrize("budget", [[1.0, 0.5, 0.25], 0.1, 30, [4, 4, 4]], ids=str)
 def test_options_that_mean_nothing_for_the_other_model_are_dropped(checkpoint, tmp_path, budget):
     source = shutil.copytree(checkpoint, tmp_path / "source")
-    rule = EarlyExitRule([[1.0, 0.0, 0.0, 0.0]] * 2, [0.0] * 2, 0.5, 0.01, 0.95, 1000, fingerprint="0", options={})
+    rule = rule_for(ScanFormerForVisualGrounding.from_pretrained(source)).to_dict()
     options = {"token_budget": budget, "budget_score": "attention"}
-    ScanFormerGenerationConfig(early_exit=True, early_exit_rule=rule.to_dict(), **options).save_pretrained(source)
+    ScanFormerGenerationConfig(early_exit=True, early_exit_rule=rule, **options).save_pretrained(source)
     main(str(source), tmp_path / "out", num_scales=2)
     model = ScanFormerForVisualGrounding.from_pretrained(tmp_path / "out")
     assert model.generation_config.early_exit is model.generation_config.early_exit_rule is None
