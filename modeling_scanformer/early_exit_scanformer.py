@@ -18,51 +18,11 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import nn
 
-from .loss_scanformer import box_iou, center_to_corners
 from .packing_scanformer import PackedLinear
 
 
-# What a scale shows, in the order of a rule's weights; see `exit_signals`. The last is as long as a hidden state.
-SIGNALS = ("score", "agreement", "wanted", "change", "state")
-
 # How much of a weight the rounding of half precision may change.
 FINGERPRINT_TOLERANCE = 2.0**-7
-
-
-def exit_signals(
-    score_logits: torch.Tensor,
-    boxes: torch.Tensor,
-    reg_states: torch.Tensor,
-    previous: tuple[torch.Tensor, torch.Tensor] | None,
-    wanted: torch.Tensor,
-) -> torch.Tensor:
-    """
-    What a scale shows of whether a finer one would change the answer.
-
-    Args:
-        score_logits (`torch.Tensor` of shape `(batch_size,)`):
-            Scores of this scale's boxes, before the sigmoid.
-        boxes (`torch.Tensor` of shape `(batch_size, 4)`):
-            This scale's boxes, relative (center_x, center_y, width, height).
-        reg_states (`torch.Tensor` of shape `(batch_size, hidden_size)`):
-            Encoder2's outputs of this scale's [REG].
-        previous (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
-            Boxes and [REG] states of the scale before; `None` at the coarsest.
-        wanted (`torch.Tensor` of shape `(batch_size,)`):
-            Share of the next scale's patches that the selection asks for.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, 4 + hidden_size)`: the score's logit; the IoU of the box with the one of
-        the scale before; `wanted`; 1 - the cosine of the [REG] states of the two scales; and the [REG] state itself. The
-        second and fourth are 0 at the coarsest scale.
-    """
-    if previous is None:
-        agreement = change = torch.zeros_like(wanted)
-    else:
-        agreement, _ = box_iou(center_to_corners(boxes), center_to_corners(previous[0]))
-        change = 1 - nn.functional.cosine_similarity(reg_states.float(), previous[1].float())
-    numbers = torch.stack([signal.float() for signal in (score_logits, agreement, wanted, change)], dim=1)
-    return torch.cat([numbers, reg_states.float()], dim=1)
 
 
 def fingerprint(model, with_adapters: bool = True) -> list[float]:
@@ -112,11 +72,13 @@ def has_fingerprint(model, numbers: list[float]) -> bool:
 @dataclass
 class EarlyExitRule:
     """
-    A sample leaves the scan at scale s as soon as `sigmoid(weights[s] . signals + biases[s]) >= threshold`.
+    A sample leaves the scan at the first scale s, but the last, where `sigmoid(weights[s] . early_reg_state + biases[s])`
+    reaches the threshold. `early_reg_state` is Encoder1's output of the scale's [REG]: so whether to go on is known before
+    Encoder2 runs, which reads all at once, wherever a sample leaves.
 
     Args:
         weights (`list[list[float]]`):
-            Weights of the `SIGNALS`, `4 + hidden_size` of them, for every scale but the last.
+            Weights of [REG]'s state, `hidden_size` of them, for every scale but the last.
         biases (`list[float]`):
             Offsets, for every scale but the last.
         threshold (`float`):
@@ -146,11 +108,8 @@ class EarlyExitRule:
     options: dict
 
     def __post_init__(self):
-        if len(self.weights) != len(self.biases) or any(len(row) < len(SIGNALS) for row in self.weights):
-            raise ValueError(
-                "An early exit rule needs an offset, and a weight of everything that a scale shows, for every scale but the "
-                "last: calibrate again."
-            )
+        if len(self.weights) != len(self.biases):
+            raise ValueError("An early exit rule needs weights and an offset for every scale but the last.")
         for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
@@ -182,9 +141,9 @@ class EarlyExitRule:
                 "The early exit rule was calibrated on another checkpoint: its guarantee says nothing about this one. "
                 "Calibrate this model (examples/calibrate_early_exit.py)."
             )
-        num_signals = len(SIGNALS) - 1 + model.config.hidden_size
-        if any(len(row) != num_signals for row in self.weights):
-            raise ValueError(f"An early exit rule for this model has {num_signals} weights a scale: calibrate again.")
+        hidden_size = model.config.hidden_size
+        if any(len(row) != hidden_size for row in self.weights):
+            raise ValueError(f"An early exit rule for this model has {hidden_size} weights a scale: calibrate again.")
         num_exits = options.get("max_scales", model.config.num_scales) - 1
         if options != self.options or len(self.weights) != num_exits:
             raise ValueError(
@@ -192,9 +151,22 @@ class EarlyExitRule:
                 f"the scan has {num_exits} exits and the options {options}. Use the same, or calibrate again."
             )
 
-    def stopping_score(self, signals: torch.Tensor, scale: int) -> torch.Tensor:
-        """Stopping scores in [0, 1], of shape `(batch_size,)`, from [`exit_signals`] of a scale."""
-        return (signals @ signals.new_tensor(self.weights[scale]) + self.biases[scale]).sigmoid()
+    def stops(self, early_reg_state: torch.Tensor, scale: int) -> torch.Tensor:
+        """
+        Which samples leave at a scale.
+
+        Args:
+            early_reg_state (`torch.Tensor` of shape `(batch_size, hidden_size)`):
+                Encoder1's output of the scale's [REG].
+            scale (`int`):
+                The scale, not the last.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch_size,)`.
+        """
+        state = early_reg_state.float()
+        scores = (state @ state.new_tensor(self.weights[scale]) + self.biases[scale]).sigmoid()
+        return scores >= self.threshold
 
 
-__all__ = ["EarlyExitRule", "exit_signals", "fingerprint", "has_fingerprint"]
+__all__ = ["EarlyExitRule", "fingerprint", "has_fingerprint"]

@@ -23,7 +23,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS
 from .cache_scanformer import ScanCache
-from .early_exit_scanformer import EarlyExitRule, exit_signals
+from .early_exit_scanformer import EarlyExitRule
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
 from .scan_scanformer import Scan
 
@@ -147,8 +147,10 @@ class ScaleResult(NamedTuple):
             Their scores.
         selection_mask (`torch.BoolTensor` of shape `(num_active, num_patches)`):
             True at the patches of the scale that were read.
-        signals (`torch.FloatTensor` of shape `(num_active, 4 + hidden_size)`):
-            What an early exit is decided by; see [`exit_signals`].
+        wanted (`torch.FloatTensor` of shape `(num_active,)`):
+            Share of the next scale's patches that the selection asks for; 0 after the last scale.
+        early_reg_state (`torch.FloatTensor` of shape `(num_active, hidden_size)`):
+            Encoder1's output of [REG], which an early exit is decided by; see [`EarlyExitRule`].
     """
 
     scale: int
@@ -156,7 +158,8 @@ class ScaleResult(NamedTuple):
     boxes: torch.FloatTensor
     scores: torch.FloatTensor
     selection_mask: torch.BoolTensor
-    signals: torch.FloatTensor
+    wanted: torch.FloatTensor
+    early_reg_state: torch.FloatTensor
 
 
 class ScanFormerGenerationMixin:
@@ -176,9 +179,9 @@ class ScanFormerGenerationMixin:
         **kwargs,
     ) -> ScanFormerVisualGroundingOutput:
         r"""
-        Scan images for what the expressions say. Where nobody looks at the boxes on the way (no streamer, no stopping
-        rule), Encoder2 runs once over everything read, and on the CPU samples that read much more than others are read apart
-        from them; otherwise it runs after every scale. The boxes are the same.
+        Scan images for what the expressions say. Where nobody looks at the boxes on the way (no streamer, no
+        `stopping_score`), Encoder2 runs once over everything that a sample reads, and on the CPU samples that read much more
+        than others are read apart from them; otherwise it runs after every scale. The boxes are the same.
 
         Args:
             input_ids, attention_mask, pixel_values, pixel_attention_mask, spatial_shapes, past_key_values:
@@ -229,8 +232,8 @@ class ScanFormerGenerationMixin:
         if config.early_exit:
             rule = EarlyExitRule.from_dict(config.early_exit_rule)
             rule.check(self, self.scan_options(config))
-        if streamer is None and rule is None and config.stopping_score is None:
-            return self._scan_fused(scan)
+        if streamer is None and config.stopping_score is None:
+            return self._scan_fused(scan, rule)
         return self._scan_streamed(scan, streamer, config.stopping_score, rule)
 
     def scan_options(self, generation_config: ScanFormerGenerationConfig | None = None) -> dict[str, Any]:
@@ -242,28 +245,37 @@ class ScanFormerGenerationMixin:
         options = {name: getattr(config, name) for name in SCAN_OPTIONS if getattr(config, name) is not None}
         return {"selection_threshold": self.config.selection_threshold, **options}
 
-    def _scan_fused(self, scan: Scan) -> ScanFormerVisualGroundingOutput:
+    def _scan_fused(self, scan: Scan, rule: EarlyExitRule | None) -> ScanFormerVisualGroundingOutput:
         unfinished, finished = [scan], []
         while unfinished:
             part = unfinished.pop()
-            while not part.finished:
-                self.model.read_scale(part)
-                part, *others = part.split()
-                unfinished.extend(others)
-            self.model.encode_pending(part)
-            finished.append(part)
+            if part.finished:
+                self.model.encode_pending(part)
+                finished.append(part)
+                continue
+            self.model.read_scale(part)
+            parts = [part]
+            if rule is not None and not part.finished:
+                parts = part.stop(rule.stops(part.early_reg_state(), part.scale - 1))
+            for part in parts:
+                unfinished.extend(part.split())
 
-        def join(*parts: torch.Tensor) -> torch.Tensor:
+        def join(parts: list[torch.Tensor]) -> torch.Tensor:
             return torch.cat(parts)[order]
 
         order = torch.cat([part.rows for part in finished]).argsort()
-        reg_states = [torch.stack([reading.reg_state for reading in part.readings], dim=1) for part in finished]
-        boxes, score_logits = self.predict(join(*reg_states))
+        # a sample that has left the batch keeps its answer, and reads nothing more
+        num_scales = max(part.scale for part in finished)
+        reg_states = []
+        for part in finished:
+            states = [reading.reg_state for reading in part.readings]
+            reg_states.append(torch.stack(states + states[-1:] * (num_scales - part.scale), dim=1))
+        boxes, score_logits = self.predict(join(reg_states))
         return self._generation_output(
             boxes,
             score_logits.sigmoid(),
-            scan.rows.new_full(scan.rows.shape, scan.num_scales),
-            tuple(join(*(part.selection_mask(scale) for part in finished)) for scale in range(scan.num_scales)),
+            join([part.rows.new_full(part.rows.shape, part.scale) for part in finished]),
+            tuple(join([part.selection_mask(scale) for part in finished]) for scale in range(num_scales)),
         )
 
     def _scan_streamed(
@@ -276,15 +288,13 @@ class ScanFormerGenerationMixin:
         batch_size = len(scan.rows)
         boxes, scores, masks = [], [], []
         scales_read = torch.zeros_like(scan.rows)
-        previous = None
         while not scan.finished and len(scan.rows) > 0:
             rows, scale = scan.rows, scan.scale
             self.model.read_scale(scan)
+            early_reg_state = scan.early_reg_state()
             self.model.encode_pending(scan)
-            reg_states = scan.readings[scale].reg_state
-            new_boxes, score_logits = self.predict(reg_states)
+            new_boxes, score_logits = self.predict(scan.readings[scale].reg_state)
             new_scores, new_mask = score_logits.sigmoid(), scan.selection_mask(scale)
-            signals = exit_signals(score_logits, new_boxes, reg_states, previous, scan.share_wanted())
             scales_read[rows] += 1
             # a sample that has left the batch keeps its answer, and reads nothing more
             boxes.append(boxes[-1].clone() if boxes else new_boxes.new_zeros(batch_size, 4))
@@ -292,20 +302,21 @@ class ScanFormerGenerationMixin:
             masks.append(new_mask.new_zeros(batch_size, new_mask.shape[1]))
             boxes[-1][rows], scores[-1][rows], masks[-1][rows] = new_boxes, new_scores, new_mask
             if streamer is not None:
-                streamer.put(ScaleResult(scale, rows, new_boxes, new_scores, new_mask, signals))
-            previous = (new_boxes, reg_states)
+                streamer.put(
+                    ScaleResult(
+                        scale, rows, new_boxes, new_scores, new_mask, scan.share_wanted(), early_reg_state.float()
+                    )
+                )
             if scan.finished:
                 break
             if rule is not None:
-                decided = rule.stopping_score(signals, scale) >= rule.threshold
+                decided = rule.stops(early_reg_state, scale)
             elif stopping_score is not None:
                 decided = new_scores >= stopping_score
             else:
                 continue
             if decided.any():
-                kept = (~decided).nonzero()[:, 0]
-                scan = scan.take_rows(kept)
-                previous = (new_boxes[kept], reg_states[kept])
+                scan = scan.take_rows((~decided).nonzero()[:, 0])
         if streamer is not None:
             streamer.end()
         return self._generation_output(

@@ -183,10 +183,12 @@ class Scan:
 
     def selection_mask(self, scale: int) -> torch.Tensor:
         """True at the patches of a scale that were read, of shape `(num_active, num_patches)`."""
-        selection = self.readings[scale].selection
         # counted and not reduced by "amax", which CUDA does not know for booleans
         counts = torch.zeros_like(self.patch_mask(scale), dtype=torch.long)
-        return counts.scatter_add(1, selection.indices, selection.mask.long()) > 0
+        if scale < self.scale:
+            selection = self.readings[scale].selection
+            counts.scatter_add_(1, selection.indices, selection.mask.long())
+        return counts > 0
 
     def take_rows(self, kept: torch.Tensor) -> "Scan":
         """A scan of some of the samples, from here on; `kept` are their positions within `rows`."""
@@ -200,6 +202,22 @@ class Scan:
             pending=[block[kept] for block in self.pending],
             readings=[reading.take_rows(kept) for reading in self.readings],
         )
+
+    def early_reg_state(self) -> torch.Tensor:
+        """Encoder1's output of [REG] of the scale read last, before Encoder2 reads it; `(num_active, hidden_size)`."""
+        return self.pending[-1][:, 0]
+
+    def stop(self, stopping: torch.Tensor) -> list["Scan"]:
+        """
+        Scans of the samples that go on and of those that stop, of which no further scale is read; `stopping`, of shape
+        `(num_active,)`, is true at the latter.
+        """
+        if not stopping.any():
+            return [self]
+        if stopping.all():
+            return [replace(self, num_scales=self.scale)]
+        going, stopped = (self.take_rows(mask.nonzero()[:, 0]) for mask in (~stopping, stopping))
+        return [going, replace(stopped, num_scales=self.scale)]
 
     def split(self) -> list["Scan"]:
         """

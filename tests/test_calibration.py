@@ -16,6 +16,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import calibrate_early_exit
@@ -29,7 +30,6 @@ import torch
 from accelerate.state import AcceleratorState
 from grounding import calibration
 from grounding.calibration import (
-    STATE,
     ScanSamples,
     calibrate,
     candidate_thresholds,
@@ -45,24 +45,30 @@ from grounding.calibration import (
 )
 from grounding.cost import count_flops, count_flops_by_scale
 from grounding.evaluation import score_calibration
-from grounding.exit_curves import compare_exits
-from grounding.exit_samples import fit_flops
+from grounding.exit_curves import RULE, compare_exits
+from grounding.exit_samples import Collector, fit_flops
 from safetensors.torch import load_file
 from scipy.stats import norm
-from tiny import picture
+from test_early_exit import rule_for
+from tiny import picture, tiny_inputs, tiny_model
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
+from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
 
 
 def make_samples(num_samples: int, seed: int, gain: float = 0.0) -> ScanSamples:
-    """Pictures of which the first signal tells how hard they are: the harder, the more a finer scale helps."""
+    """
+    Pictures of which the first signal tells how hard they are: the harder, the more a finer scale helps. So does one of two
+    alternatives.
+    """
     rng = np.random.default_rng(seed)
     hard = rng.random(num_samples)
-    signals = rng.normal(size=(num_samples, 3, 4 + 16))
+    signals = rng.normal(size=(num_samples, 3, 20))
     signals[:, :, 0] = 4 - 8 * hard[:, None] + rng.normal(size=(num_samples, 3))
     chances = np.stack([0.95 - 0.5 * hard**4, 0.95 - 0.2 * hard**4, np.full(num_samples, 0.95 - gain)], axis=1)
     iou = np.where(rng.random((num_samples, 1)) < chances, 0.8, 0.2)
-    return ScanSamples(signals, iou, np.tile([1.0, 2.0, 4.0], (num_samples, 1)))
+    alternatives = {"told": signals[:, :, 0].copy(), "untold": signals[:, :, 1].copy()}
+    return ScanSamples(signals, iou, np.tile([1.0, 2.0, 4.0], (num_samples, 1)), alternatives)
 
 
 @pytest.mark.parametrize("winner_rate", [0.0, 0.02, 0.1])
@@ -151,29 +157,30 @@ def test_stopping_score_finds_the_signal_that_tells():
     samples = make_samples(5000, seed=3)
     weights, biases = fit_stopping_score(samples)
     assert np.all(weights[:, 0] > 3 * np.abs(weights[:, 1:]).max(axis=1))
-    alone, _ = fit_stopping_score(samples, [2])
-    assert np.all(alone[:, [0, 1, 3]] == 0)
+    alone, _ = fit_stopping_score(samples.shown_by("told"))
+    assert alone.shape == (2, 1) and np.all(alone > 0)
     thresholds = candidate_thresholds(stopping_scores(samples.signals, weights, biases))
     assert np.all(np.diff(thresholds) < 0)
 
 
-def test_stopping_score_finds_what_the_state_alone_tells():
-    told, untold = make_samples(12_000, seed=3), make_samples(12_000, seed=3)
-    direction = np.random.default_rng(8).normal(size=16)
-    told.signals[:, :, STATE:] += told.signals[:, :, :1] * direction
-    for samples in (told, untold):
-        samples.signals[:, :, 0] = 0.0
+def test_stopping_score_finds_the_direction_that_tells():
+    samples = make_samples(12_000, seed=3)
+    direction = np.random.default_rng(8).normal(size=samples.signals.shape[2])
+    told = samples.signals[:, :, :1].copy()
+    samples.signals[:, :, 0] = 0.0
+    untold = replace(samples, signals=samples.signals.copy())
+    samples.signals[:] += told * direction
     fitted, held_out = np.arange(6000), np.arange(6000, 12_000)
     saved = []
-    for samples in (told, untold):
-        scores = stopping_scores(samples[held_out].signals, *fit_stopping_score(samples[fitted]))
+    for kind in (samples, untold):
+        scores = stopping_scores(kind[held_out].signals, *fit_stopping_score(kind[fitted]))
         leaving = [last_scale_read(scores, threshold) for threshold in candidate_thresholds(scores)]
-        allowed = [last_read for last_read in leaving if samples[held_out].losses(last_read).mean() <= 0.02]
-        saved.append(max(samples[held_out].saved(last_read) for last_read in allowed))
+        allowed = [last_read for last_read in leaving if kind[held_out].losses(last_read).mean() <= 0.02]
+        saved.append(max(kind[held_out].saved(last_read) for last_read in allowed))
     assert saved[0] > saved[1] + 0.1
-    weights, _ = fit_stopping_score(told[fitted])
+    weights, _ = fit_stopping_score(samples[fitted])
     for row in weights:
-        assert np.corrcoef(row[STATE:], direction)[0, 1] > 0.6
+        assert np.corrcoef(row, direction)[0, 1] > 0.6
 
 
 def test_logistic_regression_finds_what_made_the_data():
@@ -185,21 +192,34 @@ def test_logistic_regression_finds_what_made_the_data():
     # neither a constant feature nor targets that are all alike break it
     weights, offset = fit_logistic(np.ones((50, 1)), np.ones(50), ridge=1.0)
     assert weights == 0 and 3 < offset < 20
-    # each feature is pulled by its own
-    weights, _ = fit_logistic(features, targets, ridge=np.array([1e7, 0.0]))
-    assert abs(weights[0]) < 0.01 and weights[1] < -0.01
+
+
+def test_what_a_scale_shows_besides_the_state():
+    model = tiny_model()
+    collector = Collector()
+    outputs = model.generate(**tiny_inputs(model.config), streamer=collector)
+    shown = {name: torch.from_numpy(values) for name, values in collector.alternatives().items()}
+    assert list(shown) == ["score", "agreement", "wanted", "change"]
+    torch.testing.assert_close(shown["score"].sigmoid(), outputs.scale_scores.double(), atol=1e-5, rtol=1e-5)
+    corners, states = center_to_corners(outputs.scale_boxes), torch.from_numpy(collector.early_reg_states())
+    for scale in range(3):
+        if scale == 0:
+            assert not shown["agreement"][:, 0].any() and not shown["change"][:, 0].any()
+            continue
+        iou, _ = box_iou(corners[:, scale], corners[:, scale - 1])
+        torch.testing.assert_close(shown["agreement"][:, scale], iou.double())
+        cosine = torch.cosine_similarity(states[:, scale], states[:, scale - 1])
+        torch.testing.assert_close(shown["change"][:, scale], 1 - cosine, atol=1e-6, rtol=1e-5)
+    assert shown["wanted"][:, :2].all() and not shown["wanted"][:, 2].any()
 
 
 def test_comparison_of_ways_to_leave():
     results = compare_exits(make_samples(3000, seed=5), make_samples(3000, seed=6), 0.02, 0.9, seed=0)
     assert results["fixed_scale"][0]["saved"] == 0.75 and results["fixed_scale"][2] == results["all_scales"]
-    assert (
-        results["oracle"]["drop"] <= 0 and results["oracle"]["saved"] > results["calibrated"]["all signals"]["saved"]
-    )
-    assert results["calibrated"]["all signals"]["saved"] > results["calibrated"]["change alone"]["saved"]
-    assert set(results["curves"]) == {"random", *results["calibrated"]} and "state alone" in results["calibrated"]
-    for curve in results["curves"].values():
-        assert curve[0]["drop"] == 0 and np.all(np.diff([point["saved"] for point in curve]) >= 0)
+    rule, others = results["calibrated"][RULE]["saved"], results["calibrated"]
+    assert results["oracle"]["drop"] <= 0 and results["oracle"]["saved"] > rule
+    assert others["told"]["saved"] > others["untold"]["saved"] and rule > others["untold"]["saved"]
+    assert set(results["curves"]) == {"random", *results["calibrated"]} == {"random", RULE, "told", "untold"}
 
 
 def test_repeated_calibrations():
@@ -237,6 +257,13 @@ def test_operations_of_samples_that_were_not_counted(checkpoint):
     alone = [count_flops(model, inputs, **options, max_scales=scales) for scales in (1, 2, 3)]
     # before a sample leaves, it is decided what the next scale would read
     assert flops[-1][2] == alone[2] and all(counted >= least for counted, least in zip(flops[-1], alone))
+    for scale in (0, 1):
+        biases = [-10.0, -10.0]
+        biases[scale] = 10.0
+        rule = rule_for(model, biases=biases, weights=[[0.0] * model.config.hidden_size] * 2)
+        rule.options.update(options)
+        model.generation_config.early_exit_rule = rule.to_dict()
+        assert count_flops(model, inputs, **options, early_exit=True) == flops[-1][scale]
     lengths, flops = np.array(lengths), np.array(flops)
     np.testing.assert_allclose(fit_flops(lengths[:24], flops[:24], lengths[24:]), flops[24:], rtol=1e-6)
 
@@ -278,7 +305,7 @@ def test_a_rule_is_made_and_used(model_folder, tmp_path, run):
         run(evaluate_visual_grounding, *evaluated, *options, "--output", tmp_path / f"{name}.json")
     early, full = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("exit", "full"))
     # the comparison says of the same split what using the rule does
-    point = results["calibrated"]["all signals"]
+    point = results["calibrated"][RULE]
     assert early["acc@0.5"] == pytest.approx(point["accuracy"]) and full["scales_read"] == 3 > early["scales_read"]
     assert full["acc@0.5"] == pytest.approx(results["all_scales"]["accuracy"])
     assert early["patches_read_total"] < full["patches_read_total"]

@@ -11,7 +11,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding, lora_config, pack_weights
 from modeling_scanformer.early_exit_scanformer import fingerprint
-from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
 
 
 class Collector(BaseStreamer):
@@ -26,10 +25,10 @@ class Collector(BaseStreamer):
 
 
 def rule_for(model, **fields) -> EarlyExitRule:
-    """Leaves a scale where the score is at least one half."""
+    """Leaves a scale where the first number of [REG]'s state, after Encoder1, is not negative."""
     exits = model.config.num_scales - 1
     values = {
-        "weights": [[1.0, *[0.0] * (3 + model.config.hidden_size)]] * exits,
+        "weights": [[1.0, *[0.0] * (model.config.hidden_size - 1)]] * exits,
         "biases": [0.0] * exits,
         "threshold": 0.5,
         "alpha": 0.01,
@@ -41,44 +40,49 @@ def rule_for(model, **fields) -> EarlyExitRule:
     return EarlyExitRule(**{**values, **fields})
 
 
-def test_signals_are_what_they_are_called():
+def early_reg_states(model, inputs) -> list[torch.Tensor]:
+    """Of every scale [REG] between the encoders, from the hidden states of `forward`."""
+    outputs = model(**inputs, output_hidden_states=True)
+    states = outputs.hidden_states[model.config.selection_layer]
+    begin, found = inputs["input_ids"].shape[1], []
+    for scale, indices in enumerate(outputs.patch_indices):
+        found.append(states[:, begin])
+        begin += 1 + indices.shape[1] + (scale > 0)
+    assert begin == states.shape[1]
+    return found
+
+
+def test_a_scale_shows_what_decides_of_leaving():
     model = tiny_model()
     inputs = tiny_inputs(model.config)
     streamer = Collector()
     model.generate(**inputs, streamer=streamer)
-    outputs = model(**inputs, output_hidden_states=True)
-    reg_states = model.model(**inputs).reg_states
-    total = [result.selection_mask.shape[1] for result in streamer.results]
-    assert total == [6, 24, 96]
+    outputs, states = model(**inputs), early_reg_states(model, inputs)
     for scale, result in enumerate(streamer.results):
-        score, agreement, wanted, change = result.signals[:, :4].unbind(1)
-        torch.testing.assert_close(result.signals[:, 4:], reg_states[:, scale].float())
-        torch.testing.assert_close(score.sigmoid(), outputs.scale_scores[:, scale].float())
-        if scale == 0:
-            assert not agreement.any() and not change.any()
-        else:
-            corners = center_to_corners(outputs.scale_boxes)
-            iou = box_iou(corners[:, scale], corners[:, scale - 1])[0]
-            torch.testing.assert_close(agreement, iou.float())
-            cosine = torch.cosine_similarity(reg_states[:, scale], reg_states[:, scale - 1])
-            torch.testing.assert_close(change, 1 - cosine.float(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(result.early_reg_state, states[scale].float())
         if scale == 2:
-            assert not wanted.any()
+            assert not result.wanted.any()
         else:
             patches = inputs["spatial_shapes"][:, scale + 1].prod(1)
-            torch.testing.assert_close(wanted, outputs.selection_masks[scale + 1].sum(1) / patches)
+            torch.testing.assert_close(result.wanted, outputs.selection_masks[scale + 1].sum(1) / patches)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])
-def test_samples_leave_when_the_rule_says_so(threshold):
+@pytest.mark.parametrize("streamer", [None, Collector()], ids=["fused", "streamed"])
+def test_samples_leave_when_the_rule_says_so(threshold, streamer):
     model = tiny_model()
     inputs = tiny_inputs(model.config)
     everything = model.generate(**inputs)
-    rule = rule_for(model, threshold=threshold)
+    states = torch.stack(early_reg_states(model, inputs), dim=1)
+    # at the first scale one sample leaves, at the second another
+    weights = torch.linalg.pinv(states[:, :2].flatten(0, 1)) @ states.new_tensor([2, -2, -2, 2, -2, -2])
+    rule = rule_for(model, weights=[weights.tolist()] * 2, threshold=threshold)
     model.generation_config.early_exit_rule = rule.to_dict()
-    outputs = model.generate(**inputs, early_exit=True)
+    outputs = model.generate(**inputs, early_exit=True, streamer=streamer)
+    if threshold == 0.5:
+        assert outputs.scales_read.tolist() == [1, 2, 3]
     for row in range(3):
-        scores = everything.scale_scores[row, :2]  # no rule is asked after the last scale
+        scores = (states[row, :2] @ weights).sigmoid()  # no rule is asked after the last scale
         leaves = (scores >= threshold).nonzero()[:, 0].tolist()
         last = leaves[0] if leaves else 2
         assert outputs.scales_read[row] == last + 1

@@ -17,22 +17,16 @@ the user allows.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import binom, binomtest
 from tqdm.auto import tqdm
 
-from modeling_scanformer.early_exit_scanformer import SIGNALS
-
 
 # Pull of the fitted weights towards 0, in standardized signals. Few samples lose by leaving, so the weights are easily
-# fitted to noise. Those of [REG]'s state are many, and each is pulled by this times their number: a wider model's can
-# explain no more together than a narrow one's.
-RIDGE = 10.0
-STATE_RIDGE = 300 / 128
-# Where the state begins among the signals.
-STATE = SIGNALS.index("state")
+# fitted to noise. Each is pulled by this times their number: a wider model's can explain no more together than a narrow one's.
+RIDGE = 1.5
 # Thresholds tried, from those at which hardly a sample leaves to those at which all do.
 NUM_THRESHOLDS = 40
 # Share of the samples that the stopping score is fitted on. The proof is what takes many.
@@ -50,16 +44,19 @@ class ScanSamples:
 
     Args:
         signals (`np.ndarray` of shape `(num_samples, num_scales, num_signals)`):
-            What each scale showed; see `modeling_scanformer.early_exit_scanformer.exit_signals`.
+            What each scale showed, of which a stopping score is made; for an `EarlyExitRule` Encoder1's output of [REG].
         iou (`np.ndarray` of shape `(num_samples, num_scales)`):
             IoU of each scale's box with the true one.
         flops (`np.ndarray` of shape `(num_samples, num_scales)`):
             Operations up to and including each scale.
+        alternatives (`dict[str, np.ndarray]`, *optional*):
+            Single numbers that other rules could look at instead, by name, each of shape `(num_samples, num_scales)`.
     """
 
     signals: np.ndarray
     iou: np.ndarray
     flops: np.ndarray
+    alternatives: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def right(self) -> np.ndarray:
@@ -69,7 +66,12 @@ class ScanSamples:
         return len(self.iou)
 
     def __getitem__(self, rows: np.ndarray) -> "ScanSamples":
-        return ScanSamples(self.signals[rows], self.iou[rows], self.flops[rows])
+        alternatives = {name: values[rows] for name, values in self.alternatives.items()}
+        return ScanSamples(self.signals[rows], self.iou[rows], self.flops[rows], alternatives)
+
+    def shown_by(self, alternative: str) -> "ScanSamples":
+        """The same with one of the alternatives as the only signal."""
+        return replace(self, signals=self.alternatives[alternative][:, :, None])
 
     def losses(self, last_read: np.ndarray) -> np.ndarray:
         """What leaving costs, in {-1, 0, 1}: 1 where the last scale is right and the last one read is not."""
@@ -84,7 +86,7 @@ class ScanSamples:
         return values[np.arange(len(values)), scales]
 
 
-def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float | np.ndarray) -> tuple[np.ndarray, float]:
+def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
     """
     Logistic regression by Newton's method.
 
@@ -93,7 +95,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float | np.nd
             Any scale; they are standardized.
         targets (`np.ndarray` of shape `(num_samples,)`):
             Probabilities in [0, 1].
-        ridge (`float` or `np.ndarray` of shape `(num_features,)`):
+        ridge (`float`):
             Pull of the standardized weights towards 0, against a sum over the samples.
 
     Returns:
@@ -103,7 +105,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float | np.nd
     std = np.where(std > 1e-9, std, np.inf)  # what never changes gets no weight
     design = np.column_stack([(features - mean) / std, np.ones(len(features))])
     # a little on the offset too: targets that are all 1 have no finite one
-    penalty = np.append(np.broadcast_to(ridge, features.shape[1]), 1e-2)
+    penalty = np.append(np.full(features.shape[1], ridge), 1e-2)
     solution = np.zeros(len(penalty))
     for _ in range(100):
         probabilities = sigmoid(design @ solution)
@@ -122,7 +124,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def fit_stopping_score(samples: ScanSamples, signals: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def fit_stopping_score(samples: ScanSamples) -> tuple[np.ndarray, np.ndarray]:
     """
     For every scale but the last, the probability that leaving there loses nothing. The targets are soft: what is lost is
     how much of the way through `SOFT_BOUNDS` the IoU would still have risen. Whatever they are, the guarantee holds: it
@@ -131,21 +133,16 @@ def fit_stopping_score(samples: ScanSamples, signals: list[int] | None = None) -
     Args:
         samples ([`ScanSamples`]):
             Not those that the threshold is calibrated on.
-        signals (`list[int]`, *optional*):
-            Numbers of the signals to look at; the others get no weight. All by default.
 
     Returns:
         Weights of shape `(num_scales - 1, num_signals)` and offsets of shape `(num_scales - 1,)`.
     """
     num_scales, num_signals = samples.signals.shape[1:]
-    signals = list(range(num_signals)) if signals is None else signals
-    ridge = np.where(np.array(signals) < STATE, RIDGE, STATE_RIDGE * (num_signals - STATE))
     weights, biases = np.zeros((num_scales - 1, num_signals)), np.zeros(num_scales - 1)
     bounded = samples.iou.clip(*SOFT_BOUNDS)
     for scale in range(num_scales - 1):
         rise = (bounded[:, -1] - bounded[:, scale]).clip(min=0) / (SOFT_BOUNDS[1] - SOFT_BOUNDS[0])
-        fitted = fit_logistic(samples.signals[:, scale, signals], 1 - rise, ridge)
-        weights[scale, signals], biases[scale] = fitted
+        weights[scale], biases[scale] = fit_logistic(samples.signals[:, scale], 1 - rise, RIDGE * num_signals)
     return weights, biases
 
 
@@ -246,13 +243,7 @@ class Calibration:
         return last_scale_read(self.scores(samples), np.inf if self.threshold is None else self.threshold)
 
 
-def calibrate(
-    samples: ScanSamples,
-    alpha: float,
-    confidence: float,
-    rng: np.random.Generator,
-    signals: list[int] | None = None,
-) -> Calibration:
+def calibrate(samples: ScanSamples, alpha: float, confidence: float, rng: np.random.Generator) -> Calibration:
     """
     Fit a stopping score to a random `FIT_SHARE` of the samples, and prove a threshold on the others.
 
@@ -263,13 +254,11 @@ def calibrate(
             See [`learn_then_test`].
         rng (`np.random.Generator`):
             Splits the samples.
-        signals (`list[int]`, *optional*):
-            See [`fit_stopping_score`].
     """
     rows = rng.permutation(len(samples))
     cut = round(FIT_SHARE * len(samples))
     fitted, held_out = samples[rows[:cut]], samples[rows[cut:]]
-    weights, biases = fit_stopping_score(fitted, signals)
+    weights, biases = fit_stopping_score(fitted)
     thresholds = candidate_thresholds(stopping_scores(fitted.signals, weights, biases))
     scores = stopping_scores(held_out.signals, weights, biases)
     return Calibration(

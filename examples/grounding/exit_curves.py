@@ -18,13 +18,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from modeling_scanformer.early_exit_scanformer import SIGNALS
-
-from .calibration import STATE, ScanSamples, calibrate, last_scale_read
+from .calibration import ScanSamples, calibrate, last_scale_read
 from .report import to_table
 
 
-RULE = "all signals"
+RULE = "[REG]'s state"
 NUM_POINTS = 50
 
 
@@ -44,18 +42,18 @@ def compare_exits(samples: ScanSamples, others: ScanSamples, alpha: float, confi
 
     Returns:
         `dict`: `all_scales`, a point with the `flops` and `accuracy` of reading everything; `curves`, points over all
-        thresholds for the rule, each signal alone and leaving at random; `calibrated`, a point of the rule and of each
-        signal alone at the threshold that was proven for it; `fixed_scale`, a point per scale; and `oracle`, which leaves
+        thresholds for the rule, each alternative and leaving at random; `calibrated`, a point of the rule and of each
+        alternative at the threshold that was proven for it; `fixed_scale`, a point per scale; and `oracle`, which leaves
         at the first scale that is right, and at the coarsest where none is. Points also have `saved`, the share of the
         operations, and `drop`, what accuracy falls by.
     """
-    ways = {RULE: None, **{f"{name} alone": [number] for number, name in enumerate(SIGNALS[:STATE])}}
-    ways["state alone"] = list(range(STATE, samples.signals.shape[2]))
+    ways = {RULE: (samples, others)}
+    ways.update({name: (samples.shown_by(name), others.shown_by(name)) for name in samples.alternatives})
     curves, calibrated = {}, {}
-    for name, signals in ways.items():
-        calibration = calibrate(samples, alpha, confidence, np.random.default_rng(seed), signals)
-        curves[name] = trace(others, calibration.scores(others))
-        calibrated[name] = to_point(others, calibration.last_scale_read(others))
+    for name, (own, judged) in ways.items():
+        calibration = calibrate(own, alpha, confidence, np.random.default_rng(seed))
+        curves[name] = trace(judged, calibration.scores(judged))
+        calibrated[name] = to_point(judged, calibration.last_scale_read(judged))
     num_scales = others.iou.shape[1]
     curves["random"] = trace(others, np.random.default_rng(seed).random((len(others), num_scales - 1)))
     scales = [np.full(len(others), scale) for scale in range(num_scales)]

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_scanformer import ScaleResult, ScanFormerForVisualGrounding
+from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
 
 from .calibration import ScanSamples
 from .cost import count_flops_by_scale
@@ -29,17 +30,41 @@ from .data import DataError, GroundingCollator
 from .evaluation import count_patches, make_predictions
 
 
-class SignalCollector(BaseStreamer):
-    """A streamer of `generate` that keeps the signals of every scale, where no sample leaves."""
+class Collector(BaseStreamer):
+    """A streamer of `generate` that keeps the results of every scale, where no sample leaves."""
 
     def __init__(self):
-        self.signals: list[np.ndarray] = []
+        self.results: list[ScaleResult] = []
 
     def put(self, value: ScaleResult):
-        self.signals.append(value.signals.cpu().double().numpy())
+        self.results.append(value)
 
     def end(self):
         pass
+
+    def early_reg_states(self) -> np.ndarray:
+        """Of shape `(batch_size, num_scales, hidden_size)`."""
+        return torch.stack([result.early_reg_state for result in self.results], dim=1).cpu().double().numpy()
+
+    def alternatives(self) -> dict[str, np.ndarray]:
+        """
+        Numbers that could tell, too, whether a finer scale would change the answer, each of shape `(batch_size,
+        num_scales)`: the logit of a box's `score`; its `agreement` with the scale before, their IoU; the share of the next
+        scale's patches that the selection has `wanted`; and the `change` of [REG] since the scale before, as 1 - cosine.
+        Agreement and change are 0 at the coarsest scale.
+        """
+        columns = {"score": [], "agreement": [], "wanted": [], "change": []}
+        for previous, result in zip([None, *self.results], self.results):
+            columns["score"].append(result.scores.float().logit(eps=1e-6))
+            columns["wanted"].append(result.wanted)
+            agreement = change = torch.zeros_like(result.wanted)
+            if previous is not None:
+                boxes = (center_to_corners(boxes) for boxes in (result.boxes, previous.boxes))
+                agreement, _ = box_iou(*boxes)
+                change = 1 - torch.cosine_similarity(result.early_reg_state, previous.early_reg_state)
+            columns["agreement"].append(agreement)
+            columns["change"].append(change)
+        return {name: torch.stack(values, dim=1).cpu().double().numpy() for name, values in columns.items()}
 
 
 def read_samples(
@@ -69,18 +94,19 @@ def read_samples(
         DataError: if no sample has a box.
     """
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collator)
-    signals, iou, lengths = [], [], []
+    signals, alternatives, iou, lengths = [], [], [], []
     for batch in tqdm(loader, desc="Reading every scale", leave=False):
         if not batch["samples"]:  # all were left out
             continue
         samples, inputs = _split(batch, accelerator)
-        collector = SignalCollector()
+        collector = Collector()
         with accelerator.autocast():
             outputs = model.generate(**inputs, **options, streamer=collector)
         num_patches = count_patches(inputs["pixel_attention_mask"], model.config.num_scales)
         predictions = make_predictions(samples, outputs, num_patches)
         placed = [row for row, sample in enumerate(samples) if sample["bbox"] is not None]
-        signals.append(np.stack(collector.signals, axis=1)[placed])
+        signals.append(collector.early_reg_states()[placed])
+        alternatives.append({name: values[placed] for name, values in collector.alternatives().items()})
         num_words = inputs["attention_mask"].sum(1).tolist()
         for row in placed:
             boxes = predictions[row]["scale_boxes"]
@@ -100,7 +126,8 @@ def read_samples(
         counted_flops.append(flops)
         counted_lengths.append([int(inputs["attention_mask"].sum()), *patches])
     flops = fit_flops(np.array(counted_lengths), np.array(counted_flops), np.array(lengths))
-    return ScanSamples(np.concatenate(signals), np.array(iou), flops)
+    joined = {name: np.concatenate([part[name] for part in alternatives]) for name in alternatives[0]}
+    return ScanSamples(np.concatenate(signals), np.array(iou), flops, joined)
 
 
 def _split(batch: dict, accelerator: Accelerator) -> tuple[list[dict], dict[str, torch.Tensor]]:
