@@ -95,10 +95,13 @@ class ScanCache(DynamicCache):
             self.key_bias = self.key_bias.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: torch.Tensor):
-        for layer in self.layers:  # with a device map, they lie on several devices
-            layer.batch_select_indices(indices if layer.keys is None else indices.to(layer.keys.device))
+        # by `index_select`, whose gradient is cheaper than that of an index
+        for layer in self.layers:
+            if layer.is_initialized:
+                rows = indices.to(layer.keys.device)  # with a device map, they lie on several devices
+                layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
         if self.key_bias is not None:
-            self.key_bias = self.key_bias[indices]
+            self.key_bias = self.key_bias.index_select(0, indices.to(self.key_bias.device))
 
 
 __all__ = ["ScanCache"]

@@ -26,6 +26,7 @@ from .cache_scanformer import ScanCache
 from .early_exit_scanformer import EarlyExitRule
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
 from .scan_scanformer import Scan
+from .selection_scanformer import join_rows
 
 
 # What `generate` can be asked for.
@@ -246,36 +247,20 @@ class ScanFormerGenerationMixin:
         return {"selection_threshold": self.config.selection_threshold, **options}
 
     def _scan_fused(self, scan: Scan, rule: EarlyExitRule | None) -> ScanFormerVisualGroundingOutput:
-        unfinished, finished = [scan], []
-        while unfinished:
-            part = unfinished.pop()
-            if part.finished:
-                self.model.encode_pending(part)
-                finished.append(part)
-                continue
-            self.model.read_scale(part)
-            parts = [part]
-            if rule is not None and not part.finished:
-                parts = part.stop(rule.stops(part.early_reg_state(), part.scale - 1))
-            for part in parts:
-                unfinished.extend(part.split())
-
-        def join(parts: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat(parts)[order]
-
-        order = torch.cat([part.rows for part in finished]).argsort()
+        parts = self.model.finish_scan(scan, rule)
+        order = torch.cat([part.rows for part in parts]).argsort()
         # a sample that has left the batch keeps its answer, and reads nothing more
-        num_scales = max(part.scale for part in finished)
+        num_scales = max(part.scale for part in parts)
         reg_states = []
-        for part in finished:
+        for part in parts:
             states = [reading.reg_state for reading in part.readings]
             reg_states.append(torch.stack(states + states[-1:] * (num_scales - part.scale), dim=1))
-        boxes, score_logits = self.predict(join(reg_states))
+        boxes, score_logits = self.predict(join_rows(reg_states, order))
         return self._generation_output(
             boxes,
             score_logits.sigmoid(),
-            join([part.rows.new_full(part.rows.shape, part.scale) for part in finished]),
-            tuple(join([part.selection_mask(scale) for part in finished]) for scale in range(num_scales)),
+            join_rows([part.rows.new_full(part.rows.shape, part.scale) for part in parts], order),
+            tuple(join_rows([part.selection_mask(scale) for part in parts], order) for scale in range(num_scales)),
         )
 
     def _scan_streamed(

@@ -29,12 +29,13 @@ from .adapters_scanformer import ScanFormerAdapterMixin
 from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
+from .early_exit_scanformer import EarlyExitRule
 from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings, embedding_row
 from .generation_scanformer import OPTIONS, ScanFormerGenerationConfig, ScanFormerGenerationMixin
 from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
 from .loss_scanformer import visual_grounding_loss
 from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
-from .scan_scanformer import ScaleReading, Scan, check_pyramid
+from .scan_scanformer import ScaleReading, Scan, check_pyramid, join_scans
 from .selection_scanformer import Selection, select_all, select_children
 
 
@@ -214,10 +215,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                     "`output_attentions=True` needs the attention implementation that keeps its weights: no attentions "
                     "are returned. Call `model.set_attn_implementation('eager')` first."
                 )
-        while not scan.finished:
-            self.read_scale(scan)
-        self.encode_pending(scan)
-        return self.assemble_output(scan)
+        return self.assemble_output(join_scans(self.finish_scan(scan)))
 
     def encode_text(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None) -> ScanCache:
         """
@@ -298,6 +296,26 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             text_states=text_states,
             selection=select_all(pixel_attention_mask[:, : offsets[1]]),
         )
+
+    def finish_scan(self, scan: Scan, rule: EarlyExitRule | None = None) -> list[Scan]:
+        """
+        Read the scales that are left in the fused schedule, samples that read much more than others apart from them, and, if
+        there is a rule, each no further than it says. Gives the parts, in any order.
+        """
+        unfinished, finished = [scan], []
+        while unfinished:
+            part = unfinished.pop()
+            if part.finished:
+                self.encode_pending(part)
+                finished.append(part)
+                continue
+            self.read_scale(part)
+            parts = [part]
+            if rule is not None and not part.finished:
+                parts = part.stop(rule.stops(part.early_reg_state(), part.scale - 1))
+            for part in parts:
+                unfinished.extend(part.split())
+        return finished
 
     def read_scale(self, scan: Scan):
         """Run Encoder1 over the next scale (and over the text, if it is still unread) and select what to read after it."""

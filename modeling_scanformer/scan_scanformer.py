@@ -21,7 +21,7 @@ from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS, TokenBudget, plan_b
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .pyramid_scanformer import scale_offsets
-from .selection_scanformer import Selection
+from .selection_scanformer import Selection, join_rows
 
 
 # On the CPU every token costs time, those that pad as well; a pass of its own costs about as much as so many tokens. On
@@ -58,7 +58,7 @@ class ScaleReading:
         """The same of the given batch rows."""
 
         def take(states: torch.Tensor | None) -> torch.Tensor | None:
-            return None if states is None else states[rows]
+            return None if states is None else states.index_select(0, rows)
 
         return ScaleReading(
             self.selection.take_rows(rows),
@@ -199,7 +199,7 @@ class Scan:
             rows=self.rows[kept],
             cache=cache,
             selection=None if self.selection is None else self.selection.take_rows(kept).trim(),
-            pending=[block[kept] for block in self.pending],
+            pending=[block.index_select(0, kept) for block in self.pending],
             readings=[reading.take_rows(kept) for reading in self.readings],
         )
 
@@ -222,14 +222,32 @@ class Scan:
     def split(self) -> list["Scan"]:
         """
         Scans of samples that read about as much of the next scale, where that saves more than a further pass costs: within
-        a scan all are padded to the one that reads most.
+        a scan all are padded to the one that reads most. Where the keys or what the layers gave is wanted in the end, the
+        batch stays whole.
         """
         price = TOKENS_PER_PASS.get(self.rows.device.type)
-        if self.finished or price is None:
+        stays_whole = self.use_cache or self.hidden_states is not None or self.attentions is not None
+        if self.finished or price is None or stays_whole:
             return [self]
         lengths, order = self.selection.mask.sum(1).sort()
         sizes = split_sizes(lengths.tolist(), price)
         return [self] if len(sizes) == 1 else [self.take_rows(rows) for rows in order.split(sizes)]
+
+
+def join_scans(parts: list[Scan]) -> Scan:
+    """A scan of all samples from the parts that [`Scan.split`] made of it, all of which have read the same scales."""
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.cat([part.rows for part in parts]).argsort()
+    readings = []
+    for same_scale in zip(*(part.readings for part in parts)):
+        reading = ScaleReading(Selection.join([part.selection for part in same_scale], order))
+        for name in ("logits", "reg_state", "patch_states"):
+            values = [getattr(part, name) for part in same_scale]
+            setattr(reading, name, None if values[0] is None else join_rows(values, order))
+        readings.append(reading)
+    rows = torch.arange(len(order), device=order.device)
+    return replace(parts[0], rows=rows, readings=readings)
 
 
 def check_pyramid(
@@ -298,4 +316,4 @@ def split_sizes(lengths: list[int], price: int) -> list[int]:
     return sizes
 
 
-__all__ = ["Scan", "ScaleReading", "check_pyramid"]
+__all__ = ["Scan", "ScaleReading", "check_pyramid", "join_scans"]

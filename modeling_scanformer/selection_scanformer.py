@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 
 @dataclass
@@ -45,12 +46,47 @@ class Selection:
 
     def take_rows(self, rows: torch.Tensor) -> "Selection":
         """The same of the given batch rows."""
-        return Selection(self.indices[rows], self.mask[rows], self.num_unselected[rows])
+        return Selection(
+            self.indices[rows],
+            self.mask[rows],
+            self.num_unselected[rows],
+            None if self.gates is None else self.gates.index_select(0, rows),
+            None if self.rejected is None else self.rejected.take_rows(rows),
+        )
 
     def trim(self) -> "Selection":
         """Without the padding that no row needs; patches come before it."""
         most = int(self.mask.sum(1).max()) if len(self.mask) else 0
-        return Selection(self.indices[:, :most], self.mask[:, :most], self.num_unselected)
+        return Selection(
+            self.indices[:, :most],
+            self.mask[:, :most],
+            self.num_unselected,
+            None if self.gates is None else self.gates[:, :most],
+            None if self.rejected is None else self.rejected.trim(),
+        )
+
+    @classmethod
+    def join(cls, parts: list["Selection"], order: torch.Tensor) -> "Selection":
+        """What was read in several parts, by [`join_rows`]; of no use for gradients any more."""
+        return cls(
+            *(join_rows(values, order) for values in zip(*((p.indices, p.mask, p.num_unselected) for p in parts)))
+        )
+
+
+def join_rows(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
+    """
+    Join batches, and give every row its place.
+
+    Args:
+        parts (`list[torch.Tensor]` of shape `(num_rows, ...)`):
+            The batches. Where they differ in their second dimension, the shorter ones are padded by 0.
+        order (`torch.Tensor` of shape `(batch_size,)`):
+            For every row of the result, its number in the parts one after another.
+    """
+    if parts[0].ndim > 1:
+        most = max(part.shape[1] for part in parts)
+        parts = [nn.functional.pad(part, (*[0, 0] * (part.ndim - 2), 0, most - part.shape[1])) for part in parts]
+    return torch.cat(parts).index_select(0, order)
 
 
 def select_all(patch_mask: torch.Tensor) -> Selection:

@@ -64,6 +64,37 @@ def test_parts_give_what_the_whole_gives(options, monkeypatch):
     assert sum(rows * length for rows, length in shapes[1:]) == counts.sum()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_of_a_forward_pass_give_what_the_whole_gives(training, monkeypatch):
+    model = tiny_model().train(training)
+    inputs = {name: torch.cat([x, x.flip(0)]) for name, x in tiny_inputs(model.config).items()}
+    labels = torch.rand(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def run(price):
+        monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", price)
+        model.zero_grad()
+        outputs = model(**inputs, labels=labels)
+        outputs.loss.backward()
+        return outputs, [parameter.grad for parameter in model.parameters()]
+
+    whole, whole_gradients = run({})
+    shapes = count_tokens(model, monkeypatch)
+    parts, gradients = run({"cpu": 0})
+    assert len(shapes) > 3 * (1 + training)
+    torch.testing.assert_close(parts.loss_dict, whole.loss_dict, atol=1e-10, rtol=0)
+    torch.testing.assert_close(parts.scale_boxes, whole.scale_boxes, atol=1e-10, rtol=0)
+    torch.testing.assert_close(parts.patch_indices, whole.patch_indices)
+    torch.testing.assert_close(gradients, whole_gradients, atol=1e-10, rtol=1e-8)
+    for logits, other, indices in zip(parts.selection_logits, whole.selection_logits, whole.patch_indices):
+        torch.testing.assert_close(logits[indices >= 0], other[indices >= 0], atol=1e-10, rtol=0)
+    # what the layers gave belongs to the whole batch
+    model.set_attn_implementation("eager")
+    for wanted in ({"use_cache": True}, {"output_hidden_states": True}, {"output_attentions": True}):
+        shapes.clear()
+        model(**inputs, **wanted)
+        assert {rows for rows, _ in shapes} == {6}
+
+
 def test_few_tokens_are_not_worth_a_pass(monkeypatch):
     model = tiny_model()
     shapes = count_tokens(model, monkeypatch)
