@@ -86,7 +86,7 @@ def test_words_decide_what_is_allowed(expression, allowed):
     assert {name for name in AUGMENTATIONS if allows(expression, name)} == allowed
 
 
-def test_changes_follow_from_seed_epoch_and_row_alone():
+def test_changes_follow_from_seed_epoch_and_picture_alone():
     def augment(seed=0, epoch=0, row=0):
         sample = {"expression": "left cup", "bbox": BOX, "row": row, "epoch": epoch}
         picture, sample = GroundingAugmentation(AUGMENTATIONS, seed)(make_picture(), sample)
@@ -96,6 +96,21 @@ def test_changes_follow_from_seed_epoch_and_row_alone():
     assert len({augment(row=row) for row in range(8)}) > 4
     assert len({augment(epoch=epoch) for epoch in range(8)}) > 4
     assert augment(seed=1) != augment(seed=2)
+
+
+def test_samples_about_one_picture_share_it():
+    def augment(image_id, row, expression):
+        sample = {"expression": expression, "bbox": BOX, "row": row, "epoch": 0, "image_id": image_id}
+        return GroundingAugmentation(["color", "veil"])(make_picture(), sample)[0].tobytes()
+
+    for image_id in range(8):
+        assert augment(image_id, 0, "left cup") == augment(image_id, 1, "the cup")
+    assert len({augment(image_id, 0, "left cup") for image_id in range(8)}) > 4
+    # a red cup keeps its colours, and is veiled as the others are
+    veiled = GroundingAugmentation(["veil"])
+    for row in range(8):
+        sample = {"expression": "red cup", "bbox": BOX, "row": row, "epoch": 0, "image_id": str(row)}
+        assert augment(str(row), row, "red cup") == veiled(make_picture(), sample)[0].tobytes()
 
 
 def test_what_rounding_lets_overhang_is_cut_off_before_it_grows():

@@ -15,6 +15,7 @@
 
 import math
 import re
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -127,8 +128,9 @@ class GroundingAugmentation:
       - a veil of one gray, dark like a night or light like a fog, hides up to three quarters of the contrast, and is left
         out where the expression speaks of tones. Hues stay, so it may name a colour.
 
-    What happens to a sample follows from the seed, the epoch and the sample's row alone. So it does not depend on
-    processes, and a resumed run repeats it.
+    What happens to a sample follows from the seed, the epoch and its picture alone, which is known by its "image_id" or, without
+    one, by the sample's row. So it does not depend on processes, a resumed run repeats it, and samples about one picture share
+    what is changed about it, where their words and boxes allow the same: such a batch holds the picture once.
 
     Args:
         names (`Sequence[str]`):
@@ -153,17 +155,20 @@ class GroundingAugmentation:
             picture (`PIL.Image.Image`):
                 RGB, upright.
             sample (`dict`):
-                With "expression", "bbox" (xyxy in pixels, or `None`), "row" and "epoch".
+                With "expression", "bbox" (xyxy in pixels, or `None`), "row" and "epoch", and maybe "image_id".
 
         Returns:
             The picture and the sample, changed.
         """
-        rng = np.random.default_rng([self.seed, sample["epoch"], sample["row"]])
+        image_id = sample.get("image_id")
+        number = sample["row"] if image_id is None else zlib.crc32(str(image_id).encode())
         expression, box = sample["expression"], sample["bbox"]
         if box is not None:  # one that is rounded may overhang by half a pixel, which stretching would make more
             (x0, y0, x1, y1), (width, height) = box, picture.size
             box = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
-        for name in AUGMENTATIONS:
+        for place, name in enumerate(AUGMENTATIONS):
+            # each draws from a stream of its own: a change that one sample does not allow leaves the others' as they are
+            rng = np.random.default_rng([self.seed, sample["epoch"], number, place])
             chosen = rng.random() < self.probability
             if chosen and name in self.names and allows(expression, name):
                 picture, expression, box = CHANGES[name](picture, expression, box, rng)
