@@ -449,14 +449,17 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
         if scale > 0:
             constant = embedding_row(self.constant_token, 0, device) if self.config.use_constant_token else None
+            # gates are 0: what they are multiplied by gets no gradient, but they do
             if selection.gates is not None:
-                pull = patches if constant is None else patches - constant
+                pull = (patches if constant is None else patches - constant).detach()
                 tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * pull
             if constant is not None:
                 rejected_pull = None
                 if selection.rejected is not None:
                     gates = selection.rejected.gates * selection.rejected.mask
-                    rejected_pull = gates[..., None].to(patches.dtype) * (embed(selection.rejected) - constant)
+                    with torch.no_grad():
+                        pull = embed(selection.rejected) - constant
+                    rejected_pull = gates[..., None].to(patches.dtype) * pull
                 constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
                 tokens.append(constants)
                 biases.append(bias)
