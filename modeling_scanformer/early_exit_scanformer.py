@@ -108,8 +108,10 @@ class EarlyExitRule:
     options: dict
 
     def __post_init__(self):
-        if len(self.weights) != len(self.biases):
-            raise ValueError("An early exit rule needs weights and an offset for every scale but the last.")
+        if len(self.weights) != len(self.biases) or len({len(row) for row in self.weights}) > 1:
+            raise ValueError(
+                "An early exit rule needs an offset and equally many weights for every scale but the last."
+            )
         for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
@@ -165,8 +167,9 @@ class EarlyExitRule:
             `torch.BoolTensor` of shape `(batch_size,)`.
         """
         state = early_reg_state.float()
-        scores = (state @ state.new_tensor(self.weights[scale]) + self.biases[scale]).sigmoid()
-        return scores >= self.threshold
+        # no matrix product, which autocast would round: the threshold is proven for what full precision decides
+        scores = (state * state.new_tensor(self.weights[scale])).sum(1) + self.biases[scale]
+        return scores.sigmoid() >= self.threshold
 
 
 __all__ = ["EarlyExitRule", "fingerprint", "has_fingerprint"]

@@ -13,11 +13,13 @@
 # limitations under the License.
 """PyTorch ScanFormer model."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedModel
@@ -172,7 +174,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScanFormerModelOutput:
         r"""
-        Reads all scales, in the fused schedule.
+        Reads all scales, in the fused schedule. On the CPU samples that read much more than others are read apart from them,
+        unless the cache, hidden states or attentions are wanted.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
@@ -299,9 +302,11 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
 
     def finish_scan(self, scan: Scan, rule: EarlyExitRule | None = None) -> list[Scan]:
         """
-        Read the scales that are left in the fused schedule, samples that read much more than others apart from them, and, if
-        there is a rule, each no further than it says. Gives the parts, in any order.
+        Read the scales that are left in the fused schedule: each sample no further than the rule says, if there is one, and on
+        the CPU those that read much more than others apart from them, by [`Scan.split`]. Gives the parts, in any order.
         """
+        # every process has to call what FSDP shards equally often
+        stays_whole = any(isinstance(layer, FSDPModule) for layer in self.layers)
         unfinished, finished = [scan], []
         while unfinished:
             part = unfinished.pop()
@@ -314,7 +319,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             if rule is not None and not part.finished:
                 parts = part.stop(rule.stops(part.early_reg_state(), part.scale - 1))
             for part in parts:
-                unfinished.extend(part.split())
+                unfinished.extend([part] if stays_whole else part.split())
         return finished
 
     def read_scale(self, scan: Scan):
@@ -324,7 +329,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         if scan.text_states is not None:
             blocks.insert(0, scan.text_states)
             scan.text_states, scan.text_is_pending = None, True
-        reading = ScaleReading(selection)
+        reading = ScaleReading(replace(selection, gates=None, rejected=None))
         scan.readings.append(reading)
         scan.selection = None
 
@@ -430,7 +435,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
     def _embed_scale(self, scan: Scan) -> torch.Tensor:
         """
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
-        selected patches only; in training also for the unselected children of selected parents, which get a gradient
+        selected patches only; in training also for the unselected children of selected parents, whose gates get a gradient
         although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
         constant token c is 0 and nothing stands for the others.
         """
@@ -458,8 +463,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 if selection.rejected is not None:
                     gates = selection.rejected.gates * selection.rejected.mask
                     with torch.no_grad():
-                        pull = embed(selection.rejected) - constant
-                    rejected_pull = gates[..., None].to(patches.dtype) * pull
+                        rejected_pull = embed(selection.rejected) - constant
+                    rejected_pull = gates[..., None].to(patches.dtype) * rejected_pull
                 constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
                 tokens.append(constants)
                 biases.append(bias)

@@ -65,7 +65,7 @@ class ScaleReading:
             take(self.logits),
             take(self.reg_state),
             take(self.patch_states),
-            {layer: attention[rows] for layer, attention in self.reg_attention.items()},
+            {layer: take(attention) for layer, attention in self.reg_attention.items()},
         )
 
 
@@ -90,7 +90,7 @@ class Scan:
         wants_last_logits (`bool`):
             Whether selection logits are wanted of the last scale too, where they select nothing.
         rows (`torch.Tensor` of shape `(num_active,)`):
-            Rows of the batch that are still being read. All state below is of these rows.
+            Rows of the batch that this scan is of. All state below is of these rows.
         cache (`ScanCache`):
             Keys and values of what was read.
         budget (`TokenBudget`, *optional*):
@@ -182,7 +182,7 @@ class Scan:
         return self.selection.mask.sum(1) / self.patch_mask(self.scale).sum(1)
 
     def selection_mask(self, scale: int) -> torch.Tensor:
-        """True at the patches of a scale that were read, of shape `(num_active, num_patches)`."""
+        """True at the patches of a scale that were read, if it was, of shape `(num_active, num_patches)`."""
         # counted and not reduced by "amax", which CUDA does not know for booleans
         counts = torch.zeros_like(self.patch_mask(scale), dtype=torch.long)
         if scale < self.scale:
@@ -235,7 +235,10 @@ class Scan:
 
 
 def join_scans(parts: list[Scan]) -> Scan:
-    """A scan of all samples from the parts that [`Scan.split`] made of it, all of which have read the same scales."""
+    """
+    A scan of all samples from the parts that [`Scan.split`] made of it, all of which are finished and have read the same scales.
+    It can only be looked at, and has no cache.
+    """
     if len(parts) == 1:
         return parts[0]
     order = torch.cat([part.rows for part in parts]).argsort()
@@ -247,7 +250,7 @@ def join_scans(parts: list[Scan]) -> Scan:
             setattr(reading, name, None if values[0] is None else join_rows(values, order))
         readings.append(reading)
     rows = torch.arange(len(order), device=order.device)
-    return replace(parts[0], rows=rows, readings=readings)
+    return replace(parts[0], rows=rows, readings=readings, cache=ScanCache())
 
 
 def check_pyramid(

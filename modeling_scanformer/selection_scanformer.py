@@ -67,7 +67,7 @@ class Selection:
 
     @classmethod
     def join(cls, parts: list["Selection"], order: torch.Tensor) -> "Selection":
-        """What was read in several parts, by [`join_rows`]; of no use for gradients any more."""
+        """What was read in several parts, by [`join_rows`]; without gates, which nothing needs once it is read."""
         return cls(
             *(join_rows(values, order) for values in zip(*((p.indices, p.mask, p.num_unselected) for p in parts)))
         )

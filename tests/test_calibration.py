@@ -220,6 +220,8 @@ def test_comparison_of_ways_to_leave():
     assert results["oracle"]["drop"] <= 0 and results["oracle"]["saved"] > rule
     assert others["told"]["saved"] > others["untold"]["saved"] and rule > others["untold"]["saved"]
     assert set(results["curves"]) == {"random", *results["calibrated"]} == {"random", RULE, "told", "untold"}
+    for curve in results["curves"].values():
+        assert curve[0]["drop"] == 0 and np.all(np.diff([point["saved"] for point in curve]) >= 0)
 
 
 def test_repeated_calibrations():

@@ -9,7 +9,13 @@ from peft import get_peft_model
 from tiny import take_row, tiny_inputs, tiny_model
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_scanformer import EarlyExitRule, ScanFormerForVisualGrounding, lora_config, pack_weights
+from modeling_scanformer import (
+    EarlyExitRule,
+    ScanFormerForVisualGrounding,
+    lora_config,
+    pack_weights,
+    scan_scanformer,
+)
 from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
@@ -68,8 +74,11 @@ def test_a_scale_shows_what_decides_of_leaving():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])
-@pytest.mark.parametrize("streamer", [None, Collector()], ids=["fused", "streamed"])
-def test_samples_leave_when_the_rule_says_so(threshold, streamer):
+@pytest.mark.parametrize("way", ["fused", "streamed", "in parts"])
+def test_samples_leave_when_the_rule_says_so(threshold, way, monkeypatch):
+    streamer = Collector() if way == "streamed" else None
+    if way == "in parts":  # as if a pass cost nothing
+        monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", {"cpu": 0})
     model = tiny_model()
     inputs = tiny_inputs(model.config)
     everything = model.generate(**inputs)
@@ -102,6 +111,16 @@ def test_a_rule_is_saved_with_the_model_and_holds_in_half_precision(tmp_path):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         loaded = ScanFormerForVisualGrounding.from_pretrained(tmp_path, dtype=dtype)
         loaded.generate(**tiny_inputs(model.config, dtype=dtype), early_exit=True)
+
+
+def test_autocast_does_not_round_what_decides():
+    model = tiny_model()
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(500, model.config.hidden_size, generator=generator)
+    rule = rule_for(model, weights=torch.randn(2, model.config.hidden_size, generator=generator).tolist())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = rule.stops(states, 0)
+    assert torch.equal(rounded, rule.stops(states, 0)) and 100 < rounded.sum() < 400
 
 
 def test_no_early_exit_without_calibration():
@@ -195,8 +214,13 @@ def test_a_rule_under_other_options_is_refused(options):
         {**rule_for(tiny_model()).to_dict(), "alpha": 0},
         {**rule_for(tiny_model()).to_dict(), "alpha": "0.1"},
         {**rule_for(tiny_model()).to_dict(), "weights": None},
+        {**rule_for(tiny_model()).to_dict(), "weights": [1.0, 1.0]},
+        {**rule_for(tiny_model()).to_dict(), "weights": [[1.0] * 32, [1.0] * 31]},
     ],
-    ids=["missing fields", "no rule", "missing weights", "another hidden size", "alpha", "text", "no weights"],
+    ids=[
+        *("missing fields", "no rule", "missing weights", "another hidden size", "alpha", "text", "no weights"),
+        *("numbers", "unequal weights"),
+    ],
 )
 def test_senseless_rules_raise(rule):
     model = tiny_model()

@@ -128,9 +128,10 @@ class GroundingAugmentation:
       - a veil of one gray, dark like a night or light like a fog, hides up to three quarters of the contrast, and is left
         out where the expression speaks of tones. Hues stay, so it may name a colour.
 
-    What happens to a sample follows from the seed, the epoch and its picture alone, which is known by its "image_id" or, without
-    one, by the sample's row. So it does not depend on processes, a resumed run repeats it, and samples about one picture share
-    what is changed about it, where their words and boxes allow the same: such a batch holds the picture once.
+    What is drawn for a sample follows from the seed, the epoch and its picture alone, which is known by its "image_id" or,
+    without one, by the sample's row. So it does not depend on processes, and a resumed run repeats it. Samples about one
+    picture have the same changes, where their words allow them, and a batch holds that picture once, unless it is cropped,
+    for which the target's box counts.
 
     Args:
         names (`Sequence[str]`):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Accuracy against compute: a rule of early exit, each of its signals alone, and what they are to be held against."""
+"""Accuracy against compute: a rule of early exit, alternatives to it, and what they are to be held against."""
 
 from pathlib import Path
 

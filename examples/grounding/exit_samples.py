@@ -59,8 +59,7 @@ class Collector(BaseStreamer):
             columns["wanted"].append(result.wanted)
             agreement = change = torch.zeros_like(result.wanted)
             if previous is not None:
-                boxes = (center_to_corners(boxes) for boxes in (result.boxes, previous.boxes))
-                agreement, _ = box_iou(*boxes)
+                agreement, _ = box_iou(*map(center_to_corners, (result.boxes, previous.boxes)))
                 change = 1 - torch.cosine_similarity(result.early_reg_state, previous.early_reg_state)
             columns["agreement"].append(agreement)
             columns["change"].append(change)

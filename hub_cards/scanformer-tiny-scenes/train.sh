@@ -141,7 +141,7 @@ compiled_stage 31 30 --longest_edge 384 --seed 96 --max_train_steps 2600 --learn
 compiled_stage 32 31 --longest_edge 448 --seed 97 --max_train_steps 700 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no
 # So did the last two; in the end, nearly half of the pictures were veiled in gray, for the sake of nights and fogs. What that
-# costs by day, the mean of the weights wins back.
+# costs by day, the mean of the weights wins back. Up to commit af7fb3d, a veil was drawn for every expression about a picture.
 compiled_stage 33 32 --longest_edge 448 --dataset_level contrasts --seed 98 --max_train_steps 200 --learning_rate 4e-4 \
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --mixed_precision no
 compiled_stage 34 33 --longest_edge 448 --seed 99 --max_train_steps 620 --learning_rate 4e-4 \
