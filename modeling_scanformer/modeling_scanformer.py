@@ -462,8 +462,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 rejected_pull = None
                 if selection.rejected is not None:
                     gates = selection.rejected.gates * selection.rejected.mask
-                    with torch.no_grad():
-                        rejected_pull = embed(selection.rejected) - constant
+                    # not embedded without gradients to begin with: another gradient mode would be compiled once more
+                    rejected_pull = (embed(selection.rejected) - constant).detach()
                     rejected_pull = gates[..., None].to(patches.dtype) * rejected_pull
                 constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
                 tokens.append(constants)
