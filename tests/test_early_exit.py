@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from grounding.exit_samples import Collector
 from peft import get_peft_model
 from tiny import take_row, tiny_inputs, tiny_model
-from transformers.generation.streamers import BaseStreamer
 
 from modeling_scanformer import (
     EarlyExitRule,
@@ -17,17 +17,6 @@ from modeling_scanformer import (
     scan_scanformer,
 )
 from modeling_scanformer.early_exit_scanformer import fingerprint
-
-
-class Collector(BaseStreamer):
-    def __init__(self):
-        self.results = []
-
-    def put(self, value):
-        self.results.append(value)
-
-    def end(self):
-        pass
 
 
 def rule_for(model, **fields) -> EarlyExitRule:
@@ -64,6 +53,7 @@ def test_a_scale_shows_what_decides_of_leaving():
     streamer = Collector()
     model.generate(**inputs, streamer=streamer)
     outputs, states = model(**inputs), early_reg_states(model, inputs)
+    assert [result.selection_mask.shape[1] for result in streamer.results] == [6, 24, 96]
     for scale, result in enumerate(streamer.results):
         torch.testing.assert_close(result.early_reg_state, states[scale].float())
         if scale == 2:
