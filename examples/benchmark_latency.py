@@ -45,7 +45,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from grounding.checks import DataError
+from grounding.checks import DataError, make_folder
 from grounding.latency import (
     measure_bookkeeping,
     measure_memory,
@@ -247,7 +247,7 @@ def benchmark(args: Arguments):
     set_seed(0)
     rows = []
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     for resolution, contestants in create_groups(args):
         for dtype in args.dtype:
             for batch_size in args.batch_size:

@@ -32,7 +32,7 @@ from statistics import median
 
 import torch
 from benchmark_latency import create_samples, describe_machine
-from grounding.checks import DataError
+from grounding.checks import DataError, make_folder
 from grounding.cost import timed
 from grounding.latency import synchronize, to_device
 from grounding.peers import create_base
@@ -159,10 +159,10 @@ def main():
     try:
         if output.suffix != ".json":
             raise DataError(f"--output names a JSON file, got {args.output!r}.")
+        make_folder(output.parent)
         rows = benchmark(args)
     except DataError as error:
         sys.exit(f"error: {error}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows, indent=2) + "\n")
     header = ["model", "asked", "how", "ms per answer", "time / one by one"]
     cells = [

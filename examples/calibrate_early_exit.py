@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from grounding.calibration import Calibration, ScanSamples, calibrate, check_guarantee, num_samples_needed
+from grounding.checks import make_folder
 from grounding.data import DataError, GroundingCollator, GroundingDataset, one_sample_per_picture
 from grounding.exit_curves import compare_exits, plot_exits, to_markdown
 from grounding.exit_samples import read_samples
@@ -78,6 +79,8 @@ def check_arguments(args: Arguments):
         )
     if args.max_samples is not None:
         check_number(args.max_samples, args)
+    for folder in (args.model, *(() if args.output is None else (Path(args.output).parent,))):
+        make_folder(folder)
 
 
 def check_number(num_samples: int, args: Arguments):
@@ -150,7 +153,6 @@ def write_comparison(args: Arguments, rule: EarlyExitRule, samples: ScanSamples,
         "settings": asdict(args),
     }
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
     page = to_markdown(results)
     output.with_suffix(".md").write_text(page)

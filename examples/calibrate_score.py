@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from grounding.calibration import fit_logistic
+from grounding.checks import make_folder
 from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, score_calibration
 from grounding.run import MeasurementArguments, load_dataset, load_model, try_out
@@ -78,6 +79,7 @@ def run(args: Arguments):
         raise DataError("The score is calibrated at every scale: leave out --early_exit.")
     if args.model is not None and Path(args.output).resolve() == Path(args.model).resolve():
         raise DataError("--output is the model's own folder. Give another one.")
+    make_folder(args.output)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         raise DataError("Calibration runs in one process: start it without a launcher.")

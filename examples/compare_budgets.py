@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from grounding.checks import make_folder
 from grounding.cost import LIMITS
 from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
@@ -125,10 +126,10 @@ def main():
         output = Path(args.output)
         if output.suffix != ".json":
             raise DataError(f"--output names a JSON file, got {args.output!r}.")
+        make_folder(output.parent)
         results = {"command": shlex.join(["python", *sys.argv]), "settings": asdict(args), **compare(args)}
     except DataError as error:
         sys.exit(f"error: {str(error).rpartition('DataError: ')[2]}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
     page = to_markdown(results)
     output.with_suffix(".md").write_text(page)

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from grounding.checks import make_folder
 from grounding.cost import measure_cost
 from grounding.data import DataError, GroundingCollator
 from grounding.evaluation import predict, summarize
@@ -125,7 +126,6 @@ def read_predictions(path: Path) -> list[dict]:
 
 
 def write(output: Path, results: dict, predictions: list[dict] | None):
-    output.parent.mkdir(parents=True, exist_ok=True)
     page = to_markdown(results)
     output.with_suffix(".md").write_text(page)
     plot(results, output.with_suffix(".png"))
@@ -142,6 +142,7 @@ def evaluate(args: Arguments):
         raise DataError("Give either --model or --predictions.")
     if Path(args.output).suffix != ".json":
         raise DataError(f"--output names a JSON file, got {args.output!r}.")
+    make_folder(Path(args.output).parent)
     if args.predictions is None:
         accelerator = Accelerator(mixed_precision=args.mixed_precision)
         check_processes(accelerator)

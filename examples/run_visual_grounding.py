@@ -11,7 +11,6 @@ Arguments can also come from a YAML file, and others after it: `python examples/
 """
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -43,7 +42,7 @@ from grounding.checkpoints import (
     save_model,
     sole_run,
 )
-from grounding.checks import DataError
+from grounding.checks import DataError, make_folder
 from grounding.data import spread_pictures
 from grounding.evaluation import evaluate_grounding
 from grounding.hub import open_repository, push, write_card
@@ -266,7 +265,7 @@ def check_sharding(args: Arguments, accelerator: Accelerator):
 
 
 def train(args: Arguments):
-    os.makedirs(args.output_dir, exist_ok=True)
+    make_folder(args.output_dir)
     tracker = JsonlTracker(args.output_dir)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,

@@ -27,13 +27,14 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from grounding.arguments import GroundingArguments
 from grounding.checkpoints import check_unused
-from grounding.checks import DataError
+from grounding.checks import DataError, make_folder
 from grounding.data import GroundingCollator
 from grounding.optimization import create_parameter_groups, selection_threshold
 from grounding.processes import start_processes
 from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from metrics.visual_grounding.visual_grounding import accuracy, pairwise_iou
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_scanformer.loss_scanformer import center_to_corners
 from modeling_scanformer.outputs_scanformer import ScanFormerVisualGroundingOutput
@@ -128,6 +129,11 @@ def train(args: GroundingArguments, training_args: TrainingArguments):
     training_args.accelerator_config.dispatch_batches = False
     if training_args.resume_from_checkpoint is None:
         check_unused(training_args.output_dir)
+    elif training_args.resume_from_checkpoint == "latest":
+        make_folder(training_args.output_dir)
+        training_args.resume_from_checkpoint = get_last_checkpoint(training_args.output_dir)
+        if training_args.resume_from_checkpoint is None:
+            raise DataError(f"There is no checkpoint in {training_args.output_dir} to resume from.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise DataError("Under FSDP, Trainer takes no optimizer of a script's own: use run_visual_grounding.py.")
     model, processor = load_model(args)

@@ -111,13 +111,15 @@ def read_metadata(path: Path) -> CardMetadata:
     Raises:
         PublishError: if it is missing, or a field is missing, unknown or of the wrong type.
     """
+    needed = [item.name for item in fields(CardMetadata) if item.default is item.default_factory is MISSING]
     if not path.is_file():
-        needed = [item.name for item in fields(CardMetadata) if item.default is item.default_factory is MISSING]
         raise PublishError(f"There is no {path}. Write one with the fields {needed}; see CardMetadata in {__file__}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise PublishError(f"{path} is not YAML in UTF-8: {error}") from error
+    if not isinstance(values, dict):
+        raise PublishError(f"{path} holds no fields. It needs {needed}; see CardMetadata in {__file__}.")
     try:
         return CardMetadata(**values)
     except (StrictDataclassError, TypeError) as error:

@@ -26,6 +26,7 @@ The repository is built in a temporary folder and looked through there, and load
 package, before anything is pushed.
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -39,7 +40,7 @@ from modeling_scanformer import draw_scan, read_image, save_portable
 from .card import CardMetadata, check_figures, read_metadata, render_card
 from .checks import PublishError, check_files, check_loads_without_package, load_checkpoint
 from .hub import check_name, check_remote, push
-from .results import read_results
+from .results import Results, read_results
 
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +111,7 @@ def build_repository(checkpoint_dir: Path, repo_id: str, metadata: CardMetadata,
 
     typer.echo("Writing the repository")
     save_portable(model, processor, folder)
-    copy_companions(checkpoint_dir, metadata, folder)
+    copy_companions(checkpoint_dir, metadata, results, folder)
     example = folder / "example.png"
     source = ROOT / "examples" / "demo.png"
     if metadata.example_image is not None:
@@ -130,7 +131,7 @@ def build_repository(checkpoint_dir: Path, repo_id: str, metadata: CardMetadata,
     check_loads_without_package(folder, example, metadata.example_text, answer["box"])
 
 
-def copy_companions(checkpoint_dir: Path, metadata: CardMetadata, folder: Path):
+def copy_companions(checkpoint_dir: Path, metadata: CardMetadata, results: list[Results], folder: Path):
     """Copy what the card refers to: its source, the results, the licence, and the files that card.yaml names."""
     for name in metadata.files:
         file = checkpoint_dir / name
@@ -142,10 +143,13 @@ def copy_companions(checkpoint_dir: Path, metadata: CardMetadata, folder: Path):
             raise PublishError(f"The licence {metadata.license!r} needs its text in {license_file}.")
         license_file = ROOT / "LICENSE"
     shutil.copy(license_file, folder / "LICENSE")
-    results = [str(file.relative_to(checkpoint_dir)) for file in checkpoint_dir.glob("results/*.json")]
-    for name in ("card.yaml", *results, *metadata.files):
+    for name in ("card.yaml", *metadata.files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(checkpoint_dir / name, folder / name)
+    (folder / "results").mkdir(exist_ok=True)
+    for result in results:
+        # not the file itself: it may tell of folders that nobody else has
+        (folder / "results" / result.path.name).write_text(json.dumps(result.values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

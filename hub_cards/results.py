@@ -14,6 +14,7 @@
 """What `examples/evaluate_visual_grounding.py` measured: the only source of figures in a card."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ REQUIRED = (
     *("num_samples", "acc@0.5", "acc@0.5:0.95", "mean_iou", "scale_acc@0.5", "scale_mean_iou"),
     *("patches_read", "patches_read_total", "fingerprint", "longest_edge", "scan_options", "command", "settings"),
 )
+# Folders that only the maker's machine has, in front of a file's name.
+LOCAL_FOLDERS = re.compile(r"(?<![^\s'\"=])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+SETTINGS = ("dataset", "dataset_config", "dataset_level", "split", "seed")
 # Key of the results file, the Hub's id of the metric, and its name for readers.
 METRICS = (
     ("acc@0.5", "accuracy", "Acc@0.5"),
@@ -124,6 +128,15 @@ class Results:
         yield from _numbers({key: value for key, value in self.values.items() if key != "fingerprint"})
 
 
+def without_local_folders(value):
+    """What a results file holds, with the names of local files but not of the folders that they lie in."""
+    if isinstance(value, dict):
+        return {name: without_local_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_local_folders(item) for item in value]
+    return LOCAL_FOLDERS.sub("", value) if isinstance(value, str) else value
+
+
 def read_results(
     folder: Path,
     dataset_names: dict[str, str],
@@ -173,11 +186,14 @@ def _read(
         raise PublishError(
             f"{file} lacks {missing}: it does not come from running a model with examples/evaluate_visual_grounding.py."
         )
+    unsaid = [name for name in SETTINGS if not isinstance(values["settings"], dict) or name not in values["settings"]]
+    if unsaid:
+        raise PublishError(f"{file}: its settings lack {unsaid}. Measure again, with this version.")
     if not has_fingerprint(model, values["fingerprint"]):
         raise PublishError(f"{file} is of another model: the weights differ. Measure this model again.")
     dataset = values["settings"]["dataset"]
     name = dataset_names.get(dataset) or {"scenes": "Scenes"}.get(dataset) or Path(dataset).name
-    results = Results(file, values, name)
+    results = Results(file, without_local_folders(values), name)
     _check_options(results, model, processor)
     return results
 

@@ -130,14 +130,42 @@ def test_the_whole_chain(tmp_path, monkeypatch, capsys):
     assert row in capsys.readouterr().out
 
 
-def test_an_interrupted_training_goes_on(tmp_path):
-    (tmp_path / "model").mkdir()
-    args = reproduce.Arguments("refcoco", "", "", train=["learning_rate=2e-4", "mixed_precision=no"])
-    assert "resume_from_checkpoint" not in reproduce.training_settings(args, tmp_path)
-    (tmp_path / "model" / "log.jsonl").touch()
-    settings = reproduce.training_settings(args, tmp_path)
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """The steps of a run whose output folder holds some files already, and none of which does anything."""
+
+    def main(*train: str, files: tuple[str, ...] = ()):
+        for name in files:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        calls = []
+        monkeypatch.setattr(reproduce, "run", lambda *command: calls.append(" ".join(map(str, command))))
+        monkeypatch.setattr(reproduce, "make_row", lambda *_: "")
+        command = ["reproduce.py", "--recipe", "refcoco", "--annotations", "a", "--images", "i"]
+        train = ["--train", *train] if train else []
+        monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path), *train])
+        reproduce.main()
+        return calls
+
+    return main
+
+
+def test_an_interrupted_training_goes_on(chain, tmp_path):
+    chain("learning_rate=2e-4", "mixed_precision=no")
+    assert "resume_from_checkpoint" not in yaml.safe_load((tmp_path / "train.yaml").read_text())
+    chain("learning_rate=2e-4", "mixed_precision=no", files=("model/log.jsonl",))
+    settings = yaml.safe_load((tmp_path / "train.yaml").read_text())
     assert settings["resume_from_checkpoint"] == "latest"
     assert (settings["learning_rate"], settings["mixed_precision"]) == (2e-4, "no")
-    args.train = ["learning_rate"]
-    with pytest.raises(ValueError, match="name=value"):
-        reproduce.training_settings(args, tmp_path)
+
+
+def test_a_killed_conversion_is_made_again(chain):
+    # the report comes first
+    assert any("convert_vilt" in call for call in chain(files=("start/conversion_report.json",)))
+    assert not any("convert_vilt" in call for call in chain(files=("start/processor_config.json",)))
+
+
+def test_other_settings_need_another_folder(chain):
+    chain("max_train_steps=2")
+    with pytest.raises(SystemExit, match="other settings"):
+        chain()

@@ -15,8 +15,10 @@
 
 import io
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import PIL.ExifTags
@@ -36,6 +38,21 @@ SUSPICIOUS_SHARE = 0.05
 
 class DataError(ValueError):
     """Something that the user of a data set or model has to mend; its message says what and where."""
+
+
+def make_folder(path: str | Path):
+    """
+    Make the folder that results go to, before the work that leads to them.
+
+    Raises:
+        DataError: if that cannot be, or nothing can be written there.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"Cannot write to the folder {path}: {error}.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise DataError(f"Cannot write to the folder {path}: permission denied.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,18 @@ def find_problem(row: int, sample: dict, bbox_format: str = "xyxy") -> Problem |
     return Problem(row, "bbox", reason) if reason else None
 
 
+def confirm_problem(problem: Problem, sample: dict, bbox_format: str) -> Problem | None:
+    """
+    What is wrong with a sample by its picture's header. The columns width and height may tell of something else: the file as
+    it is stored, while the picture is shown turned, or the object.
+    """
+    size = read_picture_size(sample["image"]) if problem.column == "bbox" else {}
+    if not size:
+        return problem
+    reason = find_box_problem(to_corners(sample["bbox"], bbox_format), **size)
+    return Problem(problem.row, "bbox", reason) if reason else None
+
+
 def find_expression_problem(expression) -> str | None:
     if not isinstance(expression, str):
         return f"{expression!r} is not a text"
@@ -85,9 +114,13 @@ def find_expression_problem(expression) -> str | None:
 
 
 def find_box_problem(box, width: int | None, height: int | None) -> str | None:
-    """What is wrong with a box, as far as it can be told without or with the size of its picture."""
+    """
+    What is wrong with a box, as far as it can be told without or with the size of its picture. A size that is no number, as a
+    column of somebody's may hold, is none.
+    """
     if box is None:
         return None
+    width, height = (side if isinstance(side, (int, float)) else None for side in (width, height))
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
     except (TypeError, ValueError):
@@ -123,6 +156,43 @@ def suggest_bbox_format(samples: Iterable[dict], num_problems: int, bbox_format:
         if find_box_problem(to_corners(sample["bbox"], other), sample.get("width"), sample.get("height")):
             return None
     return other
+
+
+def check_boxes_are_pixels(boxes: Iterable, bbox_format: str):
+    """
+    Raises:
+        DataError: if all boxes lie within 0 and 1, as relative ones do. In pixels, they would show next to nothing.
+    """
+    example = None
+    for box in boxes:
+        corners = to_corners(box, bbox_format)
+        if corners is not None and (find_box_problem(corners, None, None) or max(corners) > 1):
+            return
+        example = example or corners
+    if example is not None:
+        shown = ", ".join(f"{value:g}" for value in example)
+        raise DataError(
+            f"All boxes lie between 0 and 1, such as ({shown}): they seem to be relative to their pictures. Give them in "
+            "pixels: multiply them by the picture's width and height."
+        )
+
+
+def check_picture_column(features: dict, column: str):
+    """
+    Raises:
+        DataError: if what is known of a column, by `datasets`, is not that of pictures: their files or their names.
+    """
+    feature = features.get(column)
+    is_file = isinstance(feature, datasets.Value) and feature.dtype in (
+        "string",
+        "large_string",
+        "binary",
+        "large_binary",
+    )
+    if feature is not None and not is_file and not isinstance(feature, (datasets.Image, dict)):
+        raise DataError(
+            f"The column {column!r} holds no pictures but {feature}. Say what they are called: --image_column."
+        )
 
 
 def describe_problems(problems: list[Problem], num_rows: int, bbox_format: str | None = None) -> str:

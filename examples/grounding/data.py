@@ -36,6 +36,9 @@ from .checks import (
     SIZE_COLUMNS,
     DataError,
     Problem,
+    check_boxes_are_pixels,
+    check_picture_column,
+    confirm_problem,
     describe_problems,
     find_box_problem,
     find_problems,
@@ -152,10 +155,14 @@ def load_grounding_dataset(
     rows = load_rows(name, split, config, columns)
     if num_samples is not None:
         rows = rows.select(range(min(num_samples, len(rows))))
-    problems = find_problems(rows, bbox_format)
+    problems, suggestion = find_problems(rows, bbox_format), None
     if problems:
         sized = rows.select_columns([name for name in rows.column_names if name in ("bbox", *SIZE_COLUMNS)])
         suggestion = suggest_bbox_format(sized, sum(p.column == "bbox" for p in problems), bbox_format)
+    if suggestion is None:
+        problems = [confirm_problem(problem, rows[problem.row], bbox_format) for problem in problems]
+        problems = [problem for problem in problems if problem is not None]
+    if problems:
         # boxes in another form are no stray mistakes that could be left out
         if on_error == "stop" or suggestion:
             raise DataError(describe_problems(problems, len(rows), suggestion))
@@ -173,7 +180,7 @@ def check_boxes_in_pictures(dataset: GroundingDataset, on_error: str = "stop", n
 
     Raises:
         DataError: if a box lies outside its picture; with `on_error="skip"` only if all would fit in another form than
-            given.
+            given. And if all are relative.
     """
     step = max(1, len(dataset) // num_samples)
     rows = (dataset.indices[index] for index in range(0, len(dataset), step))
@@ -189,6 +196,7 @@ def check_boxes(numbered_samples: Iterable[tuple[int, dict]], bbox_format: str, 
         reason = find_box_problem(to_corners(sample["bbox"], bbox_format), size.get("width"), size.get("height"))
         if reason:
             problems.append(Problem(row, "bbox", reason))
+    check_boxes_are_pixels((sample["bbox"] for sample in samples), bbox_format)
     if problems:
         suggestion = suggest_bbox_format(samples, len(problems), bbox_format)
         if on_error == "stop" or suggestion:
@@ -299,7 +307,7 @@ def load_rows(
             f"The data set {name} lacks the columns {missing}; it has {present}. Say what its pictures, expressions and "
             "boxes are called: --image_column, --expression_column, --bbox_column."
         )
-    _check_one_text_per_row(rows, columns["expression"])
+    _check_columns(rows, columns)
     kept = [*columns.values(), *SIZE_COLUMNS, *ID_COLUMNS, *GROUP_COLUMNS]
     rows = rows.select_columns([column for column in present if column in kept])
     rows = rows.rename_columns({theirs: ours for ours, theirs in columns.items() if theirs != ours})
@@ -307,13 +315,17 @@ def load_rows(
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-def _check_one_text_per_row(rows, column: str):
-    feature = (rows.features or {}).get(column)
-    if isinstance(feature, (datasets.List, datasets.LargeList)):
+def _check_columns(rows, columns: dict[str, str]):
+    """That the columns, by our names, are three, with one text per row and a picture."""
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"Pictures, expressions and boxes are three columns, got {list(columns.values())}.")
+    features = rows.features or {}
+    if isinstance(features.get(columns["expression"]), (datasets.List, datasets.LargeList)):
         raise DataError(
-            f"The column {column!r} holds lists. Make a row of every expression, with its picture and box: one text and "
-            "one box per row."
+            f"The column {columns['expression']!r} holds lists. Make a row of every expression, with its picture and box: one "
+            "text and one box per row."
         )
+    check_picture_column(features, columns["image"])
 
 
 def _load_native(name: str, split: str, config: str | None, streaming: bool):

@@ -53,6 +53,8 @@ OWN_AFFAIRS = (
     *("output_dir", "resume_from_checkpoint", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )
+# What lies in a model's folder besides the model: checkpoints, the best model, the log and the lock.
+OWN_FILES = ["*/**", LOG_NAME, LOCK_NAME]
 
 
 def open_repository(repo_id: str, private: bool) -> str:
@@ -162,11 +164,11 @@ def push(folder: Path, repo_id: str) -> str:
             repo_id=repo_id,
             folder_path=folder,
             commit_message="Upload a fine-tuned ScanFormer",
-            ignore_patterns=["*/**", LOG_NAME, LOCK_NAME],
+            ignore_patterns=OWN_FILES,
         )
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise DataError(
             f"The model is saved in {folder}, but pushing it to {repo_id} failed: {error}. Push it again with "
-            f"`hf upload {repo_id} {folder}`."
+            f"`{shlex.join(['hf', 'upload', repo_id, str(folder), *(w for own in OWN_FILES for w in ('--exclude', own))])}`."
         ) from error
     return commit.commit_url

@@ -28,7 +28,7 @@ from scenes import ScenesDataset
 from modeling_scanformer import ScanFormerImageProcessor
 from modeling_scanformer.image_processing_scanformer import get_pyramid_size
 
-from .checks import DataError
+from .checks import DataError, check_picture_column
 from .data import find_local_files, pick_shards, picture_patterns
 
 
@@ -116,6 +116,9 @@ def open_source(
             f"The data set {name} lacks the columns {missing}; it has {stream.column_names}. Say what its pictures and "
             "expressions are called: --image_column and --expression_column."
         )
+    if image_column == expression_column:
+        raise DataError(f"Pictures and expressions are two columns, got {image_column!r} for both.")
+    check_picture_column(stream.features or {}, image_column)
     # not decoded yet: rows of other processes are passed over, and a picture that cannot be read is named by its row
     stream = stream.cast_column(image_column, datasets.Image(decode=False))
     kept = [column for column in stream.column_names if column in renamed or column not in renamed.values()]

@@ -130,7 +130,12 @@ def load_model(args: RunArguments) -> tuple[ScanFormerForVisualGrounding, ScanFo
 def find_base(name: str) -> str | None:
     """What an adapter says it was made for; `None` where `name` is no adapter."""
     file = find_adapter_config_file(name)
-    return None if file is None else json.loads(Path(file).read_text())["base_model_name_or_path"]
+    if file is None:
+        return None
+    base = json.loads(Path(file).read_text()).get("base_model_name_or_path")
+    if base is None:
+        raise DataError(f"{file} does not name the adapter's base: write it there as base_model_name_or_path.")
+    return base
 
 
 def load_processor(*places: str) -> ScanFormerProcessor:

@@ -19,7 +19,7 @@ from itertools import islice
 import torch
 from transformers.utils import logging
 
-from .checks import DataError, find_problem, to_corners
+from .checks import DataError, confirm_problem, find_problem, to_corners
 from .data import GroundingDataset, check_boxes, load_rows
 
 
@@ -61,6 +61,8 @@ class StreamedGroundingDataset(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         for sample in self.rows:
             problem = find_problem(sample["row"], sample, self.bbox_format)
+            if problem is not None:
+                problem = confirm_problem(problem, sample, self.bbox_format)
             if problem is None:
                 yield {**sample, "bbox": to_corners(sample["bbox"], self.bbox_format), "epoch": self.epoch}
             elif self.on_error == "stop":

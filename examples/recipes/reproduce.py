@@ -82,9 +82,17 @@ def training_settings(args: Arguments, output: Path) -> dict:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:
             settings[name] = value
-    if (output / "model" / "log.jsonl").is_file():
-        settings["resume_from_checkpoint"] = "latest"
     return settings
+
+
+def check_settings(settings: dict, output: Path):
+    """Stop where the folder holds what was made with other settings, which would be taken for what these give."""
+    file = output / "settings.json"
+    if not file.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=2) + "\n")
+    elif json.loads(file.read_text()) != settings:
+        sys.exit(f"error: {file} tells of other settings than these. Give another --output, or empty the folder.")
 
 
 def make_row(recipe: str, output: Path) -> str:
@@ -102,8 +110,9 @@ def main():
     _, split_by, splits = RECIPES[args.recipe]
     output = Path(args.output or REPOSITORY / "outputs" / "recipes" / args.recipe).resolve()
     python = sys.executable
+    check_settings({"vilt": args.vilt, "training": training_settings(args, output)}, output)
     # the last file that a conversion writes
-    if not (output / "start" / "conversion_report.json").is_file():
+    if not (output / "start" / "processor_config.json").is_file():
         run(python, "-m", "conversion.convert_vilt_to_scanformer", args.vilt, output / "start")
     run(
         *(python, "-m", "conversion.convert_rec_dataset", "--format", "refer", "--split-by", split_by),
@@ -111,7 +120,10 @@ def main():
         *("--on-error", args.on_error),
     )
     if not (output / "model" / "config.json").is_file():
-        (output / "train.yaml").write_text(yaml.safe_dump(training_settings(args, output), sort_keys=False))
+        settings = training_settings(args, output)
+        if (output / "model" / "log.jsonl").is_file():
+            settings["resume_from_checkpoint"] = "latest"
+        (output / "train.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
         launcher = [python] if args.launcher == "python" else [python, "-m", "accelerate.commands.launch"]
         run(*launcher, REPOSITORY / "examples" / "run_visual_grounding.py", output / "train.yaml")
     for split in splits:
