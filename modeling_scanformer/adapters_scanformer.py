@@ -128,7 +128,7 @@ class ScanFormerAdapterMixin:
                 module.support_avx512bf16_for_cpu = False
         return loaded
 
-    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, *args, **kwargs):
         """
         As in every model, but an adapter that was made for another model is an error.
 
@@ -138,7 +138,7 @@ class ScanFormerAdapterMixin:
         adapter_name = adapter_name or "default"
         active = self.active_adapters() if getattr(self, "_hf_peft_config_loaded", False) else []
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        report = super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        report = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
         # the report also misses what belongs to other adapters
         missing = {key for key in report.missing_keys if adapter_name in key.split(".")}
         strays = sorted(missing | report.unexpected_keys)

@@ -14,6 +14,8 @@
 """When a scan may stop: a rule over what each scale shows, calibrated so that it costs little accuracy."""
 
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from math import isfinite
 
 import torch
 from torch import nn
@@ -27,30 +29,32 @@ FINGERPRINT_TOLERANCE = 2.0**-7
 
 def fingerprint(model, with_adapters: bool = True) -> list[float]:
     """
-    Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first weight of what each layer's queries, values
-    and outputs come from, of how patches come in and are selected, of both heads, and, unless told otherwise, of adapters, if
-    it carries any.
+    Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first of each of its parameters and, unless told
+    otherwise, of those of adapters, if it carries any.
     """
-    linears = [model.box_head.out_proj, model.score_head.out_proj, model.model.patch_embeddings.projection]
-    if model.config.num_scales > 1:
-        linears.append(model.model.selection_head.classifier)
-    for layer in model.model.layers:
-        linears += [layer.attention.q_proj, layer.attention.v_proj, layer.mlp.fc2]
-    linears = [getattr(linear, "base_layer", linear) for linear in linears]  # below an adapter
-    numbers = [
-        _first_number(linear, "first_weight" if isinstance(linear, PackedLinear) else "weight") for linear in linears
-    ]
-    if with_adapters and getattr(model, "peft_config", None):
-        for path, module in model.named_modules():
-            names = [name for name, _ in module.named_parameters(recurse=False) if "lora_" in f"{path}.{name}"]
-            numbers += [_first_number(module, name) for name in names]
+    added = tuple(  # by PEFT, whose layers name their own
+        f"{path}.{name}."
+        for path, module in model.named_modules()
+        for name in (*getattr(module, "adapter_layer_names", ()), "modules_to_save")
+        if hasattr(module, name)
+    )
+    numbers, of_adapters = [], []
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            numbers += module.first_numbers
+            continue
+        for name, _ in module.named_parameters(recurse=False):
+            group = of_adapters if f"{path}.{name}".startswith(added) else numbers
+            group.append(_first_number(module, name))
+    if with_adapters:
+        numbers += of_adapters
     # one transfer from the device, as every scan with a rule is preceded by this
     found = torch.stack([number.to(numbers[0].device, torch.float32) for number in numbers])
     return [float(f"{number:.6g}") for number in found.tolist()]
 
 
 def _first_number(module: nn.Module, name: str) -> torch.Tensor:
-    """Of a module's weight, which may be a vector; one that Accelerate has offloaded is fetched for the moment."""
+    """Of a module's parameter; one that Accelerate has offloaded is fetched for the moment."""
     offloaded = getattr(module, name).is_meta
     if offloaded:
         module._hf_hook.pre_forward(module)
@@ -112,6 +116,9 @@ class EarlyExitRule:
             raise ValueError(
                 "An early exit rule needs an offset and equally many weights for every scale but the last."
             )
+        numbers = [self.threshold, self.num_samples, *self.biases, *self.fingerprint, *chain(*self.weights)]
+        if not all(isinstance(number, (int, float)) and isfinite(number) for number in numbers):
+            raise ValueError("An early exit rule holds finite numbers.")
         for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(

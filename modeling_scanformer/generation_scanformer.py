@@ -216,6 +216,11 @@ class ScanFormerGenerationMixin:
         num_scales = self.config.num_scales
         if config.max_scales is not None and config.max_scales > num_scales:
             raise ValueError(f"`max_scales` is {config.max_scales}, but the model has {num_scales} scales.")
+        if self.model.is_sharded and (config.early_exit or config.stopping_score is not None):
+            raise ValueError(
+                "Under FSDP no sample can leave early: the processes would wait for one another for ever. Leave out "
+                "`early_exit` and `stopping_score`."
+            )
 
         scan = self.model.start_scan(
             input_ids,

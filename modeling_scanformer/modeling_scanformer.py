@@ -220,6 +220,11 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 )
         return self.assemble_output(join_scans(self.finish_scan(scan)))
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP shards the layers: every process then has to call them equally often."""
+        return any(isinstance(layer, FSDPModule) for layer in self.layers)
+
     def encode_text(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None) -> ScanCache:
         """
         Read expressions once, to ground them in many images.
@@ -305,8 +310,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         Read the scales that are left in the fused schedule: each sample no further than the rule says, if there is one, and on
         the CPU those that read much more than others apart from them, by [`Scan.split`]. Gives the parts, in any order.
         """
-        # every process has to call what FSDP shards equally often
-        stays_whole = any(isinstance(layer, FSDPModule) for layer in self.layers)
+        stays_whole = self.is_sharded
         unfinished, finished = [scan], []
         while unfinished:
             part = unfinished.pop()

@@ -37,13 +37,15 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        # a rule of early exit knows its model by it
-        self.first_weight = linear.weight.detach()[0, 0].clone()
+        # a rule of early exit knows its model by them
+        self.first_numbers = [parameter.detach().flatten()[0].clone() for parameter in linear.parameters()]
         # zeros where there is none: the kernel takes either, and the bias tells where the layer is
         bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         self.bias = bias.detach()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # which autocast may have rounded
+        hidden_states = hidden_states.to(self.bias.dtype)
         return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed_weight, self.bias, "none", [], "")
 
     def extra_repr(self) -> str:
@@ -54,8 +56,8 @@ class PackedLinear(nn.Module):
         there = function(here)
         if (there.device, there.dtype) != (here.device, here.dtype):
             raise RuntimeError(
-                "Packed weights stay where they are, in the precision they have: move or convert the model before "
-                "`pack_weights`."
+                "Packed weights stay where they are, in the precision they have: load the model again, whose other parts may "
+                "have changed by now, and move or convert it before `pack_weights`."
             )
         return self
 
@@ -64,11 +66,14 @@ class PackedLinear(nn.Module):
             "A model with packed weights cannot be saved: it is for inference only. Save it before `pack_weights`."
         )
 
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("A model with packed weights cannot be copied or pickled: do so before `pack_weights`.")
+
 
 def pack_weights(model: nn.Module) -> nn.Module:
     """
     Pack the weights of the linear layers for inference on the CPU, in place. Answers stay the same up to rounding. The
-    model cannot be trained, saved, moved or converted any more.
+    model cannot be trained, saved, copied, moved or converted any more.
 
     Args:
         model (`nn.Module`):

@@ -124,7 +124,8 @@ class VisualGroundingPipeline(Pipeline):
         if isinstance(inputs, dict):
             if "image" not in inputs:
                 raise ValueError(f"Expected a dict with the keys 'image' and 'text', got {sorted(inputs)}.")
-            inputs, text = inputs["image"], inputs.get("text", text)
+            own = inputs.get("text")
+            inputs, text = inputs["image"], text if own is None else own
             text = list(text) if isinstance(text, Iterator) else text
         if text is None:
             raise ValueError('There is no expression to ground. Say what is meant: pipe(image, text="the red cup").')

@@ -149,7 +149,7 @@ class ScanFormerProcessor(ProcessorMixin):
         if longest > limit:
             raise ValueError(
                 f"An expression has {longest} tokens, but the model reads at most {limit}. Shorten it, or cut it with "
-                "`truncation=True`."
+                f"`truncation=True` and no `max_length` beyond {limit}."
             )
 
     def boxes_to_labels(self, boxes: list, target_sizes: list[tuple[int, int]]) -> torch.Tensor:

@@ -98,6 +98,13 @@ def train_extremes(accelerator: Accelerator, folder: Path, sharded: bool):
     share = inputs if accelerator.process_index == 0 else take_row(inputs, 1, config.num_scales)
     with patch.dict(scan_scanformer.TOKENS_PER_PASS, cpu=0):
         torch.testing.assert_close(model.generate(**share).scale_boxes, weights["boxes"][rows])
+    if sharded:
+        rule = {"weights": [[0.0] * config.hidden_size] * 2, "biases": [0.0] * 2, "threshold": 0.5, "alpha": 0.01}
+        rule |= {"confidence": 0.95, "num_samples": 1000, "fingerprint": [], "options": {}}
+        model.generation_config.early_exit_rule = rule
+        for option in ({"stopping_score": 0.5}, {"early_exit": True}):
+            with pytest.raises(ValueError, match="Under FSDP no sample can leave early"):
+                model.generate(**inputs, **option)
     torch.save(weights, folder / f"extremes-{'sharded' if sharded else 'ddp'}-{accelerator.process_index}.pt")
 
 

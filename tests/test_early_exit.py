@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from grounding.exit_samples import Collector
-from peft import get_peft_model
+from peft import IA3Config, LoHaConfig, OFTConfig, get_peft_model
 from tiny import take_row, tiny_inputs, tiny_model
 
 from modeling_scanformer import (
@@ -126,29 +126,60 @@ def test_a_rule_of_another_checkpoint_is_refused():
         other.generate(**tiny_inputs(other.config), early_exit=True)
 
 
-@pytest.mark.parametrize(
-    "change", ["encoder", "box head", "selection", "patches", "adapter", "DoRA", "merged adapter"]
-)
-def test_a_rule_is_refused_once_the_model_has_changed(change):
+def test_a_rule_is_refused_once_any_parameter_has_changed():
     model = tiny_model(dtype=torch.float32)
-    inputs = tiny_inputs(model.config, dtype=torch.float32)
-    rule = rule_for(model).to_dict()
-    with torch.no_grad():
-        if change == "encoder":
-            model.model.layers[1].mlp.fc2.weight += 1e-2
-        elif change == "box head":
-            model.box_head.out_proj.weight += 1e-2
-        elif change == "selection":
-            model.model.selection_head.classifier.weight += 1e-2
-        elif change == "patches":
-            model.model.patch_embeddings.projection.weight += 1e-2
-        else:
-            options = {"modules_to_save": None, "init_lora_weights": False, "use_dora": change == "DoRA"}
-            adapted = get_peft_model(model, lora_config(r=2, **options))
-            model = adapted.merge_and_unload() if change == "merged adapter" else adapted.base_model.model
-    model.generation_config.early_exit_rule = rule
+    rule = rule_for(model)
+    rule.check(model, model.scan_options())
+    for parameter in model.parameters():
+        original = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 1
+            with pytest.raises(ValueError, match="another checkpoint"):
+                rule.check(model, model.scan_options())
+            parameter.copy_(original)
+        rule.check(model, model.scan_options())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        lora_config(r=2, modules_to_save=None, init_lora_weights=False),
+        lora_config(r=2, modules_to_save=None, init_lora_weights=False, use_dora=True),
+        IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"], init_ia3_weights=False),
+        LoHaConfig(r=2, target_modules=["k_proj"], init_weights=False),
+        OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"], init_weights=False),
+    ],
+    ids=["LoRA", "DoRA", "IA3", "LoHa", "OFT"],
+)
+def test_a_rule_is_refused_under_an_adapter(adapter, merged):
+    model = tiny_model(dtype=torch.float32)
+    rule, alone = rule_for(model), fingerprint(model)
+    adapted = get_peft_model(model, adapter)
+    model = adapted.merge_and_unload() if merged else adapted.base_model.model
     with pytest.raises(ValueError, match="another checkpoint"):
-        model.generate(**inputs, early_exit=True)
+        rule.check(model, model.scan_options())
+    assert (fingerprint(model, with_adapters=False) == alone) != merged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"threshold": "0.5"},
+        {"threshold": None},
+        {"threshold": float("nan")},
+        {"biases": ["a", "b"]},
+        {"fingerprint": None},
+        {"fingerprint": ["1"]},
+        {"num_samples": "x"},
+    ],
+    ids=str,
+)
+def test_a_damaged_rule_is_refused(damage):
+    model = tiny_model()
+    model.generation_config.early_exit_rule = {**rule_for(model).to_dict(), **damage}
+    with pytest.raises(ValueError, match="early exit rule holds"):
+        model.generate(**tiny_inputs(model.config), early_exit=True)
 
 
 def test_a_rule_knows_its_model_packed():

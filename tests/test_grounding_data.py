@@ -23,7 +23,7 @@ import PIL.Image
 import pytest
 import torch
 from grounding.arguments import GroundingArguments
-from grounding.checks import read_picture_size
+from grounding.checks import make_folder, read_picture_size
 from grounding.data import (
     DataError,
     GroundingCollator,
@@ -324,6 +324,48 @@ def test_boxes_in_another_form_are_noticed(tmp_path):
         load_grounding_dataset(str(tmp_path), "mistake")
     assert "xywh" not in str(error.value)
     assert len(load_grounding_dataset(str(tmp_path), "mistake", on_error="skip")) == 30
+
+
+def test_relative_boxes_are_noticed(tmp_path):
+    for form, box in (("xyxy", [0.1, 0.2, 0.5, 0.6]), ("xywh", [0.5, 0.5, 0.5, 0.5])):
+        write(make_rows([None, box, [0, 0, 1, 1]]), tmp_path / "unit.parquet")
+        dataset = load_grounding_dataset(str(tmp_path), "unit", bbox_format=form)
+        with pytest.raises(DataError, match="relative to their pictures"):
+            check_boxes_in_pictures(dataset)
+        with pytest.raises(DataError, match="relative to their pictures"):
+            stream_grounding_dataset(str(tmp_path), "unit", bbox_format=form, on_error="skip")
+    # one tiny object among others is none
+    write(make_rows([[0, 0, 1, 1], BOX]), tmp_path / "tiny.parquet")
+    check_boxes_in_pictures(load_grounding_dataset(str(tmp_path), "tiny"))
+
+
+@pytest.mark.parametrize("sizes", [{"width": ["20", "20"]}, {"width": [5, 5], "height": [4, 4]}], ids=str)
+def test_columns_that_tell_of_something_else_make_no_box_bad(tmp_path, sizes):
+    write(make_rows([BOX, [1, 1, 99, 9]], **sizes), tmp_path / "test.parquet")
+    rows = stream_grounding_dataset(str(tmp_path), "test", on_error="skip")
+    assert BOX in [sample["bbox"] for sample in rows]
+    if "height" in sizes:
+        with pytest.raises(DataError, match="row 1, .* within its picture of 20 x 10 pixels"):
+            load_grounding_dataset(str(tmp_path), "test")
+        assert load_grounding_dataset(str(tmp_path), "test", on_error="skip").indices == [0]
+
+
+def test_columns_of_something_else_are_named(tmp_path):
+    write(make_rows([BOX], number=[1]), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="'number' holds no pictures but"):
+        load_grounding_dataset(str(tmp_path), "test", columns={"image": "number"})
+    with pytest.raises(DataError, match="'number' holds no pictures but"):
+        open_source(str(tmp_path), split="test", image_column="number")
+    with pytest.raises(DataError, match="are three columns"):
+        load_grounding_dataset(str(tmp_path), "test", columns={"image": "expression"})
+    with pytest.raises(DataError, match="are two columns"):
+        open_source(str(tmp_path), split="test", image_column="expression")
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="Cannot write to the folder"):
+        make_folder(tmp_path / "file" / "results")
 
 
 def test_sizes_of_pictures_are_those_of_upright_ones():

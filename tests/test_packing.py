@@ -13,6 +13,8 @@
 # limitations under the License.
 """Packed weights: the same answers, and clear errors for what a packed model cannot do."""
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_inputs, tiny_model
@@ -48,6 +50,15 @@ def test_half_precision_stays_close():
     torch.testing.assert_close(packed(**inputs).scale_boxes, model(**inputs).scale_boxes, atol=0.03, rtol=0)
 
 
+def test_packed_under_autocast():
+    model = tiny_model(dtype=torch.float32, selection_threshold=0.0)
+    inputs = tiny_inputs(model.config, dtype=torch.float32)
+    expected = model.generate(**inputs).scale_boxes
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = pack_weights(model).generate(**inputs)
+    torch.testing.assert_close(outputs.scale_boxes.float(), expected, atol=0.03, rtol=0)
+
+
 def test_a_packed_model_is_for_inference_where_it_is(tmp_path):
     packed = pack_weights(tiny_model(dtype=torch.float32))
     assert packed.to("cpu", torch.float32) is packed
@@ -56,6 +67,8 @@ def test_a_packed_model_is_for_inference_where_it_is(tmp_path):
         packed.to(torch.bfloat16)
     with pytest.raises(RuntimeError, match="Save it before"):
         packed.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="copied or pickled"):
+        copy.deepcopy(packed)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

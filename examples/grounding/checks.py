@@ -183,12 +183,9 @@ def check_picture_column(features: dict, column: str):
         DataError: if what is known of a column, by `datasets`, is not that of pictures: their files or their names.
     """
     feature = features.get(column)
-    is_file = isinstance(feature, datasets.Value) and feature.dtype in (
-        "string",
-        "large_string",
-        "binary",
-        "large_binary",
-    )
+    # "null" where no row has one
+    files = ("string", "large_string", "binary", "large_binary", "null")
+    is_file = isinstance(feature, datasets.Value) and feature.dtype in files
     if feature is not None and not is_file and not isinstance(feature, (datasets.Image, dict)):
         raise DataError(
             f"The column {column!r} holds no pictures but {feature}. Say what they are called: --image_column."
