@@ -31,6 +31,7 @@ from grounding import hub as grounding_hub
 from grounding.checks import DataError
 from grounding.evaluation import evaluate_grounding
 from grounding.optimization import average_weights, create_parameter_groups
+from grounding.run import find_base
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -108,6 +109,12 @@ def test_an_adapter_is_not_resumed_on_another_base(finetune, checkpoint, tmp_pat
     with pytest.raises(SystemExit, match="was trained on another model"):
         finetune(other, lora_r=2, max_train_steps=4, resume_from_checkpoint="latest")
     finetune(lora_r=2, max_train_steps=3, resume_from_checkpoint="latest", seed=1)  # is warned of
+
+
+def test_an_adapter_that_names_no_base_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(DataError, match="does not name the adapter's base"):
+        find_base(str(tmp_path))
 
 
 def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_path):

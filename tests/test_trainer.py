@@ -100,8 +100,10 @@ def test_an_adapter_is_trained_saved_and_resumed(train_by_trainer, checkpoint, t
     assert pipeline("visual-grounding", model=str(whole)).model.active_adapters() == ["default"]
     resumed.mkdir()
     (whole / "checkpoint-3").rename(resumed / "checkpoint-3")
-    train_by_trainer(resumed, eval_steps=3, resume_from_checkpoint=resumed / "checkpoint-3", **options)
+    train_by_trainer(resumed, eval_steps=3, resume_from_checkpoint="latest", **options)
     assert_same_files(resumed, whole, "adapter_model.safetensors")
+    with pytest.raises(SystemExit, match="no checkpoint in .*none"):
+        train_by_trainer(tmp_path / "none", resume_from_checkpoint="latest", **options)
 
 
 def test_the_optimizer_is_the_one_that_was_asked_for(train_by_trainer, tmp_path):
