@@ -16,6 +16,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,7 @@ import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration, gather_object, set_seed
 from grounding.arguments import GroundingArguments
 from grounding.checkpoints import (
     EVALUATION_SETTINGS,
@@ -46,15 +48,18 @@ from grounding.checks import DataError, make_folder
 from grounding.data import spread_pictures
 from grounding.evaluation import evaluate_grounding
 from grounding.hub import open_repository, push, write_card
+from grounding.muon import Muon
 from grounding.optimization import average_weights, create_parameter_groups, selection_threshold
 from grounding.processes import check_processes, start_processes
 from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from peft import PeftModel
+from scenes.supervision import LABELS, SceneSupervision, label_patches
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
+from modeling_scanformer import ScanFormerConfig
 from modeling_scanformer.early_exit_scanformer import fingerprint
 
 
@@ -71,7 +76,10 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_train_steps"),
     *("logging_steps", "eval_steps", "checkpointing_steps", "checkpoints_total_limit"),
 )
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "num_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed")
+NOT_NEGATIVE = (
+    *("learning_rate", "weight_decay", "num_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed"),
+    "scene_supervision",
+)
 
 
 @dataclass(kw_only=True)
@@ -83,6 +91,10 @@ class Arguments(GroundingArguments):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     max_train_steps: int = field(default=10000, metadata={"help": "Number of optimizer steps in all."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw",
+        metadata={"help": "Muon is for the whole model: it orthogonalizes the steps of hidden matrices."},
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of matrices."})
     lr_scheduler_type: str = field(default="linear", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
     num_warmup_steps: int = field(default=200, metadata={"help": "Steps over which the learning rate rises."})
@@ -90,6 +102,10 @@ class Arguments(GroundingArguments):
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Evaluate and save a moving average of the weights that keeps this share a step."},
+    )
+    scene_supervision: float = field(
+        default=0.0,
+        metadata={"help": "Scenes only: weight of what scene graph and program tell about every patch that is read."},
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
@@ -136,6 +152,17 @@ class Arguments(GroundingArguments):
             raise DataError("--early_stopping_patience needs --validation_split or --train_val_split.")
         if self.ema_decay is not None and self.load_in_4bit:
             raise DataError("--ema_decay does not go with --load_in_4bit: weights of 4 bits cannot be averaged.")
+        if self.optimizer == "muon" and self.train not in (None, "full"):
+            raise DataError(f"--optimizer muon is for the whole model, and does not go with --train {self.train}.")
+        if self.scene_supervision > 0 and self.dataset != "scenes":
+            raise DataError("--scene_supervision needs scene graphs, which --dataset scenes alone has.")
+        if self.scene_supervision > 0 and self.train not in (None, "full"):
+            raise DataError(f"--scene_supervision trains the whole model, and does not go with --train {self.train}.")
+        if self.scene_supervision > 0 and set(self.augment) - {"veil"}:
+            raise DataError(
+                "--scene_supervision knows where things are, and in which colours, in pictures as they were drawn: of the "
+                "augmentations only veil goes with it."
+            )
         if self.push_to_hub and self.hub_model_id is None:
             raise DataError("--push_to_hub needs to know where: --hub_model_id NAME.")
 
@@ -246,11 +273,18 @@ def mean_over_processes(sums: dict[str, float]) -> dict[str, float]:
 
 def check_sharding(args: Arguments, accelerator: Accelerator):
     """
-    Refuse what a model that FSDP shards cannot do.
+    Refuse what a model that FSDP or DeepSpeed shards cannot do.
 
     Raises:
         DataError: if it was asked for.
     """
+    if accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if args.optimizer == "muon":
+            raise DataError("--optimizer muon needs whole matrices, which FSDP and DeepSpeed shard: use DDP.")
+        if args.scene_supervision > 0:
+            raise DataError(
+                "--scene_supervision brings a module of its own, which FSDP and DeepSpeed leave out: use DDP."
+            )
     if not accelerator.is_fsdp2:
         return
     if args.ema_decay is not None:
@@ -262,6 +296,27 @@ def check_sharding(args: Arguments, accelerator: Accelerator):
     if args.on_error == "skip":
         # a process whose batch has nothing usable would leave the others waiting for its share of the weights
         raise DataError("--on_error skip does not go with FSDP: mend the data set, or use DDP.")
+
+
+def make_supervision(config: ScanFormerConfig) -> SceneSupervision:
+    try:
+        return SceneSupervision(config)
+    except ValueError as error:
+        raise DataError(f"--scene_supervision does not go with this model: {error}") from error
+
+
+def compute_losses(
+    model: torch.nn.Module, batch: dict, supervision: torch.nn.Module | None, weight: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss to be lowered, and what it is made of by name."""
+    if supervision is None:
+        outputs = model(**batch)
+        return outputs.loss, outputs.loss_dict
+    labels = {name: batch.pop(name) for name in LABELS}
+    outputs = model(**batch, output_hidden_states=True)
+    text_length = batch["input_ids"].shape[1]
+    loss, losses = supervision(outputs.hidden_states, outputs.patch_indices, text_length, **labels)
+    return outputs.loss + weight * loss, {**outputs.loss_dict, **losses}
 
 
 def train(args: Arguments):
@@ -310,7 +365,13 @@ def train_model(args: Arguments, accelerator: Accelerator):
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
-    train_collator, eval_collator = make_collators(args, processor, args.seed, share_pictures=not args.streaming)
+    supervision, label = None, None
+    if args.scene_supervision > 0:
+        supervision = make_supervision(model.config)
+        label = partial(label_patches, patch_size=model.config.patch_size)
+    train_collator, eval_collator = make_collators(
+        args, processor, args.seed, label=label, share_pictures=not args.streaming
+    )
     # the samples of Scenes are in random order already, and made one after another; a stream shuffles itself
     shuffle = {} if args.streaming or args.dataset == "scenes" else {"shuffle": True}
     train_loader = make_dataloader(
@@ -320,8 +381,13 @@ def train_model(args: Arguments, accelerator: Accelerator):
     if eval_dataset is not None:
         eval_loader = make_dataloader(eval_dataset, args.per_device_eval_batch_size, eval_collator, args)
 
-    groups = create_parameter_groups(model, args.learning_rate, args.weight_decay, args.layerwise_lr_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
+    with_muon = args.optimizer == "muon"
+    groups = create_parameter_groups(
+        model, args.learning_rate, args.weight_decay, args.layerwise_lr_decay, with_muon=with_muon
+    )
+    if supervision is not None:
+        groups.append({"params": list(supervision.parameters()), "weight_decay": 0.0})
+    optimizer = (Muon if with_muon else torch.optim.AdamW)(groups, lr=args.learning_rate, fused=True)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer=optimizer,
@@ -331,6 +397,9 @@ def train_model(args: Arguments, accelerator: Accelerator):
     model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
         model, optimizer, train_loader, eval_loader, scheduler
     )
+    if supervision is not None:
+        supervision = accelerator.prepare(supervision)
+    modules = [model] if supervision is None else [model, supervision]
     if not args.streaming and len(train_loader) == 0:
         raise DataError(
             f"The training data, {len(train_dataset)} samples, do not fill one batch of {args.per_device_train_batch_size} "
@@ -377,15 +446,15 @@ def train_model(args: Arguments, accelerator: Accelerator):
             state.step, args.selection_warmup_steps, args.selection_anneal_steps, final_threshold
         )
         model.train()
-        with accelerator.accumulate(model):
+        with accelerator.accumulate(*modules):
             with accelerator.autocast():
-                outputs = model(**spread_pictures(batch))
-            accelerator.backward(outputs.loss)
+                loss, losses = compute_losses(model, spread_pictures(batch), supervision, args.scene_supervision)
+            accelerator.backward(loss)
             if accelerator.sync_gradients and args.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                accelerator.clip_grad_norm_(chain(*(m.parameters() for m in modules)), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+        for name, value in {"loss": loss, **losses}.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.item() / args.gradient_accumulation_steps
         if not accelerator.sync_gradients:
             continue
@@ -395,7 +464,7 @@ def train_model(args: Arguments, accelerator: Accelerator):
         state.step += 1
         state.summed_steps += 1
         progress.update()
-        progress.set_postfix(loss=f"{outputs.loss.item():.3f}")
+        progress.set_postfix(loss=f"{loss.item():.3f}")
         if state.step % args.logging_steps == 0:
             sums = mean_over_processes(state.sums)
             means = {name: round(total / state.summed_steps, 5) for name, total in sums.items()}

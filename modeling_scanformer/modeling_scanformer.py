@@ -175,7 +175,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
     ) -> ScanFormerModelOutput:
         r"""
         Reads all scales, in the fused schedule. On the CPU samples that read much more than others are read apart from them,
-        unless the cache, hidden states or attentions are wanted.
+        unless the cache or attentions are wanted.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
@@ -208,8 +208,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
             for name in ("output_hidden_states", "output_attentions")
         }
-        if wanted["output_hidden_states"]:
-            scan.hidden_states = {}
+        scan.keeps_hidden_states = wanted["output_hidden_states"]
         if wanted["output_attentions"]:
             if self.config._attn_implementation == "eager":
                 scan.attentions = {}
@@ -330,14 +329,16 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         """Run Encoder1 over the next scale (and over the text, if it is still unread) and select what to read after it."""
         scale, selection = scan.scale, scan.selection
         blocks = [self._embed_scale(scan)]
+        reading = ScaleReading(replace(selection, gates=None, rejected=None))
+        hidden_states = [reading.hidden_states]
         if scan.text_states is not None:
             blocks.insert(0, scan.text_states)
+            hidden_states.insert(0, scan.text_hidden_states)
             scan.text_states, scan.text_is_pending = None, True
-        reading = ScaleReading(replace(selection, gates=None, rejected=None))
         scan.readings.append(reading)
         scan.selection = None
 
-        blocks = self._run_layers(scan, blocks, range(self.config.selection_layer))
+        blocks = self._run_layers(scan, blocks, range(self.config.selection_layer), hidden_states)
         scan.pending.extend(blocks)
         if not scan.finished or scan.wants_last_logits:
             logits = self.selection_head(blocks[-1][:, 1 : 1 + selection.indices.shape[1]])
@@ -366,9 +367,13 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
 
     def encode_pending(self, scan: Scan):
         """Run Encoder2 over everything that Encoder1 has read since the last call."""
-        blocks = self._run_layers(scan, scan.pending, range(self.config.selection_layer, len(self.layers)))
-        blocks = blocks[1:] if scan.text_is_pending else blocks
-        for reading, block in zip(scan.readings[-len(blocks) :], blocks):
+        num_scales = len(scan.pending) - scan.text_is_pending
+        hidden_states = [reading.hidden_states for reading in scan.readings[-num_scales:]]
+        if scan.text_is_pending:
+            hidden_states.insert(0, scan.text_hidden_states)
+        layers = range(self.config.selection_layer, len(self.layers))
+        blocks = self._run_layers(scan, scan.pending, layers, hidden_states)[-num_scales:]
+        for reading, block in zip(scan.readings[-num_scales:], blocks):
             block = self.layernorm(block).to(block.device)
             reading.reg_state = block[:, 0]
             reading.patch_states = block[:, 1 : 1 + reading.selection.indices.shape[1]]
@@ -383,21 +388,36 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             selection_masks=tuple(scan.selection_mask(scale) for scale in range(scan.num_scales)),
             selection_logits=tuple(reading.logits for reading in scan.readings if reading.logits is not None),
             past_key_values=scan.cache if scan.use_cache else None,
-            hidden_states=None
-            if scan.hidden_states is None
-            else tuple(torch.cat(states, dim=1) for _, states in sorted(scan.hidden_states.items())),
+            hidden_states=self._join_hidden_states(scan) if scan.keeps_hidden_states else None,
             attentions=None
             if scan.attentions is None
             else tuple(_join_attentions(weights) for _, weights in sorted(scan.attentions.items())),
         )
 
-    def _run_layers(self, scan: Scan, blocks: list[torch.Tensor], layers: range) -> list[torch.Tensor]:
-        """Run layers over blocks that follow what is cached, and write their keys and values to the cache."""
+    def _join_hidden_states(self, scan: Scan) -> tuple[torch.Tensor, ...]:
+        """By layer, those of the text (unless it came cached) and of all scales, one after another."""
+        blocks = [reading.hidden_states for reading in scan.readings]
+        if scan.text_hidden_states:
+            blocks.insert(0, scan.text_hidden_states)
+        return tuple(torch.cat(states, dim=1) for states in zip(*blocks))
+
+    def _run_layers(
+        self, scan: Scan, blocks: list[torch.Tensor], layers: range, kept: list[list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """
+        Run layers over blocks that follow what is cached, and write their keys and values to the cache. `kept` is where the
+        hidden states of each block go, if the scan keeps them.
+        """
+
+        def keep(hidden_states: torch.Tensor):
+            if scan.keeps_hidden_states:
+                for states, block in zip(kept, hidden_states.split(block_lengths, dim=1)):
+                    states.append(block)
+
         hidden_states = torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
         block_lengths = [block.shape[1] for block in blocks]
         for index in layers:
-            if scan.hidden_states is not None:
-                scan.hidden_states.setdefault(index, []).append(hidden_states)
+            keep(hidden_states)
             if scan.budget is not None and index in scan.budget.watched_layers:
                 scan.reg_inputs[index] = hidden_states[:, -block_lengths[-1]]
             past_keys, past_values = scan.cache.states(index)
@@ -409,8 +429,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             if scan.attentions is not None:
                 scan.attentions.setdefault(index, []).extend(weights)
         hidden_states = hidden_states.to(blocks[0].device)
-        if scan.hidden_states is not None and layers.stop == len(self.layers):
-            scan.hidden_states.setdefault(layers.stop, []).append(hidden_states)
+        if layers.stop == len(self.layers):
+            keep(hidden_states)
         return list(hidden_states.split(block_lengths, dim=1))
 
     def _embed_text(

@@ -46,6 +46,9 @@ class ScaleReading:
         reg_attention (`dict[int, torch.Tensor]`):
             By layer, how much [REG] looks at every patch read, of shape `(batch_size, num_selected)`. Only of the layers
             that a token budget watches.
+        hidden_states (`list[torch.Tensor]` of shape `(batch_size, block_length, hidden_size)`):
+            What went into every layer so far, and came out of the last: [REG], the patches, what stands for the others. Only
+            if the scan keeps it.
     """
 
     selection: Selection
@@ -53,6 +56,7 @@ class ScaleReading:
     reg_state: torch.Tensor | None = None
     patch_states: torch.Tensor | None = None
     reg_attention: dict[int, torch.Tensor] = field(default_factory=dict)
+    hidden_states: list[torch.Tensor] = field(default_factory=list)
 
     def take_rows(self, rows: torch.Tensor) -> "ScaleReading":
         """The same of the given batch rows."""
@@ -66,7 +70,22 @@ class ScaleReading:
             take(self.reg_state),
             take(self.patch_states),
             {layer: take(attention) for layer, attention in self.reg_attention.items()},
+            [take(states) for states in self.hidden_states],
         )
+
+    @classmethod
+    def join(cls, parts: list["ScaleReading"], order: torch.Tensor) -> "ScaleReading":
+        """What several parts of a batch read of one scale, by [`join_rows`], as far as it can still be looked at."""
+        reading = cls(Selection.join([part.selection for part in parts], order))
+        for name in ("logits", "reg_state", "patch_states"):
+            values = [getattr(part, name) for part in parts]
+            setattr(reading, name, None if values[0] is None else join_rows(values, order))
+        # patches and what stands for the others are padded each to their number
+        lengths = [part.selection.indices.shape[1] for part in parts]
+        for same_layer in zip(*(part.hidden_states for part in parts)):
+            kinds = zip(*(s.tensor_split((1, 1 + length), dim=1) for s, length in zip(same_layer, lengths)))
+            reading.hidden_states.append(torch.cat([join_rows(list(kind), order) for kind in kinds], dim=1))
+        return reading
 
 
 @dataclass
@@ -107,8 +126,12 @@ class Scan:
             What was read, scale by scale.
         reg_inputs (`dict[int, torch.Tensor]`):
             [REG] of the last scale at the input of the layers that the budget watches.
-        hidden_states, attentions (`dict[int, list]`, *optional*):
-            What the layers gave, if the caller asked for it.
+        keeps_hidden_states (`bool`):
+            Whether the caller asked for what the layers gave.
+        text_hidden_states (`list[torch.Tensor]` of shape `(num_active, text_length, hidden_size)`):
+            That of the text, as `hidden_states` of the readings; empty if it came cached.
+        attentions (`dict[int, list]`, *optional*):
+            The attention weights of the layers, if the caller asked for them.
     """
 
     pixel_values: torch.Tensor
@@ -128,7 +151,8 @@ class Scan:
     text_is_pending: bool = False
     readings: list[ScaleReading] = field(default_factory=list)
     reg_inputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    hidden_states: dict[int, list[torch.Tensor]] | None = None
+    keeps_hidden_states: bool = False
+    text_hidden_states: list[torch.Tensor] = field(default_factory=list)
     attentions: dict[int, list[torch.Tensor]] | None = None
 
     @property
@@ -201,6 +225,7 @@ class Scan:
             selection=None if self.selection is None else self.selection.take_rows(kept).trim(),
             pending=[block.index_select(0, kept) for block in self.pending],
             readings=[reading.take_rows(kept) for reading in self.readings],
+            text_hidden_states=[states.index_select(0, kept) for states in self.text_hidden_states],
         )
 
     def early_reg_state(self) -> torch.Tensor:
@@ -222,11 +247,11 @@ class Scan:
     def split(self) -> list["Scan"]:
         """
         Scans of samples that read about as much of the next scale, where that saves more than a further pass costs: within
-        a scan all are padded to the one that reads most. Where the keys or what the layers gave is wanted in the end, the
+        a scan all are padded to the one that reads most. Where the keys or the attention weights are wanted in the end, the
         batch stays whole.
         """
         price = TOKENS_PER_PASS.get(self.rows.device.type)
-        stays_whole = self.use_cache or self.hidden_states is not None or self.attentions is not None
+        stays_whole = self.use_cache or self.attentions is not None
         if self.finished or price is None or stays_whole:
             return [self]
         lengths, order = self.selection.mask.sum(1).sort()
@@ -242,15 +267,13 @@ def join_scans(parts: list[Scan]) -> Scan:
     if len(parts) == 1:
         return parts[0]
     order = torch.cat([part.rows for part in parts]).argsort()
-    readings = []
-    for same_scale in zip(*(part.readings for part in parts)):
-        reading = ScaleReading(Selection.join([part.selection for part in same_scale], order))
-        for name in ("logits", "reg_state", "patch_states"):
-            values = [getattr(part, name) for part in same_scale]
-            setattr(reading, name, None if values[0] is None else join_rows(values, order))
-        readings.append(reading)
-    rows = torch.arange(len(order), device=order.device)
-    return replace(parts[0], rows=rows, readings=readings, cache=ScanCache())
+    return replace(
+        parts[0],
+        rows=torch.arange(len(order), device=order.device),
+        readings=[ScaleReading.join(list(same), order) for same in zip(*(part.readings for part in parts))],
+        text_hidden_states=[join_rows(list(same), order) for same in zip(*(p.text_hidden_states for p in parts))],
+        cache=ScanCache(),
+    )
 
 
 def check_pyramid(

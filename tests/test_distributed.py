@@ -146,6 +146,15 @@ def training_arguments(folder: Path, output: str, batch_size: int, **options) ->
     }
 
 
+SUPERVISED = {
+    "dataset": "scenes",
+    "dataset_level": "easy",
+    "validation_split": "",
+    "optimizer": "muon",
+    "scene_supervision": 1.0,
+}
+
+
 def grounding_arguments(folder: Path, output: str, **options) -> dict:
     return {
         "model": folder / "checkpoint",
@@ -172,6 +181,8 @@ def work(folder: Path):
     call(evaluate_visual_grounding.main, "evaluate_visual_grounding.py", evaluation_arguments(folder, "two.json"))
     call(run_visual_grounding.main, "run_visual_grounding.py", training_arguments(folder, "two", batch_size=2))
     arguments = training_arguments(folder, "spanning", batch_size=2, logging_steps=3)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    arguments = training_arguments(folder, "two-supervised", batch_size=2, **SUPERVISED)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
 
 
@@ -303,6 +314,12 @@ def test_two_processes_train_as_one_does(folder, one):
     assert_trained_alike(folder / "two", one)
 
 
+def test_two_processes_learn_from_scene_graphs_as_one_does(folder):
+    arguments = training_arguments(folder, "one-supervised", batch_size=4, **SUPERVISED)
+    call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
+    assert_trained_alike(folder / "two-supervised", folder / "one-supervised")
+
+
 def test_sharded_processes_train_evaluate_and_save_as_one_does(sharded, one):
     assert_trained_alike(sharded / "sharded", one)
     (answers,), (expected,) = (read_log(path, "eval_mean_iou").values() for path in (sharded / "sharded", one))
@@ -345,15 +362,35 @@ def test_one_process_goes_on_from_a_checkpoint_of_sharded_ones(sharded, name, op
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"ema_decay": 0.9}, {"load_in_4bit": True}, {"on_error": "skip"}],
-    ids=lambda options: next(iter(options)),
+    "options, refusal",
+    [
+        ({"ema_decay": 0.9}, "--ema_decay does not go with FSDP"),
+        ({"load_in_4bit": True}, "--load_in_4bit does not go with FSDP"),
+        ({"on_error": "skip"}, "--on_error skip does not go with FSDP"),
+        ({"optimizer": "muon"}, "--optimizer muon needs whole matrices"),
+        ({"scene_supervision": 1.0}, "--scene_supervision brings a module of its own"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_a_sharded_model_cannot_do_is_refused(options):
-    args = SimpleNamespace(**{"ema_decay": None, "load_in_4bit": False, "on_error": "stop", **options})
-    with pytest.raises(DataError, match=f"--{next(iter(options))}.* does not go with FSDP"):
-        run_visual_grounding.check_sharding(args, SimpleNamespace(is_fsdp2=True))
-    run_visual_grounding.check_sharding(args, SimpleNamespace(is_fsdp2=False))
+def test_what_a_sharded_model_cannot_do_is_refused(options, refusal):
+    usual = {
+        "ema_decay": None,
+        "load_in_4bit": False,
+        "on_error": "stop",
+        "optimizer": "adamw",
+        "scene_supervision": 0.0,
+    }
+    args = SimpleNamespace(**{**usual, **options})
+
+    def accelerator(kind: DistributedType, is_fsdp2: bool = False):
+        return SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2)
+
+    with pytest.raises(DataError, match=refusal):
+        run_visual_grounding.check_sharding(args, accelerator(DistributedType.FSDP, is_fsdp2=True))
+    if {"optimizer", "scene_supervision"} & options.keys():
+        with pytest.raises(DataError, match=refusal):
+            run_visual_grounding.check_sharding(args, accelerator(DistributedType.DEEPSPEED))
+    run_visual_grounding.check_sharding(args, accelerator(DistributedType.MULTI_CPU))
 
 
 def test_processes_that_would_work_otherwise_than_told_are_refused(monkeypatch):

@@ -20,6 +20,7 @@ import torch
 from tiny import tiny_inputs, tiny_model
 
 from modeling_scanformer import scan_scanformer
+from modeling_scanformer.pyramid_scanformer import scale_offsets
 from modeling_scanformer.scan_scanformer import split_sizes
 
 
@@ -75,7 +76,7 @@ def test_parts_of_a_forward_pass_give_what_the_whole_gives(training, config, mon
     def run(price):
         monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", price)
         model.zero_grad()
-        outputs = model(**inputs, labels=labels)
+        outputs = model(**inputs, labels=labels, output_hidden_states=True)
         outputs.loss.backward()
         return outputs, [parameter.grad for parameter in model.parameters()]
 
@@ -90,9 +91,23 @@ def test_parts_of_a_forward_pass_give_what_the_whole_gives(training, config, mon
     torch.testing.assert_close(gradients, whole_gradients, atol=1e-10, rtol=1e-8)
     for logits, other, indices in zip(parts.selection_logits, whole.selection_logits, whole.patch_indices):
         torch.testing.assert_close(logits[indices >= 0], other[indices >= 0], atol=1e-10, rtol=0)
-    # what the layers gave belongs to the whole batch
+    # padding aside: of every scale come [REG], the patches, and what stands for the others
+    tokens = [inputs["attention_mask"].bool()]
+    offsets = scale_offsets(inputs["pixel_values"].shape[1], model.config.num_scales)
+    for scale, (indices, mask) in enumerate(zip(whole.patch_indices, whole.selection_masks)):
+        tokens += [torch.ones(6, 1, dtype=torch.bool), indices >= 0]
+        real = inputs["pixel_attention_mask"][:, offsets[scale] : offsets[scale + 1]].sum(1)
+        unselected = (real - mask.sum(1))[:, None]
+        if scale > 0 and model.config.use_constant_token:
+            merged = model.config.merge_constant_tokens
+            tokens.append(unselected > (0 if merged else torch.arange(int(unselected.max()))))
+    tokens = torch.cat(tokens, dim=1)
+    for states, other in zip(parts.hidden_states, whole.hidden_states):
+        assert states.shape == other.shape
+        torch.testing.assert_close(states[tokens], other[tokens], atol=1e-10, rtol=0)
+    # keys and attention weights belong to the whole batch
     model.set_attn_implementation("eager")
-    for wanted in ({"use_cache": True}, {"output_hidden_states": True}, {"output_attentions": True}):
+    for wanted in ({"use_cache": True}, {"output_attentions": True}):
         shapes.clear()
         model(**inputs, **wanted)
         assert {rows for rows, _ in shapes} == {6}

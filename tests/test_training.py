@@ -92,15 +92,19 @@ def assert_same_files(folder, expected, name="model.safetensors"):
     assert [key for key in expected if not torch.equal(weights[key], expected[key])] == []
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path, compiled):
+@pytest.mark.parametrize(
+    "compiled, more",
+    [(False, {}), (True, {}), (False, {"optimizer": "muon", "scene_supervision": 1.0, "augment": ["veil"]})],
+    ids=["plain", "compiled", "supervised"],
+)
+def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path, compiled, more):
     compilations = Mock(wraps=torch.compile)
     monkeypatch.setattr(torch, "compile", compilations)
     if compiled:  # as `accelerate launch` says it; without code generation, which takes minutes
         monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
         monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
-    options = {"selection_warmup_steps": 1, "selection_anneal_steps": 2}
+    options = {"selection_warmup_steps": 1, "selection_anneal_steps": 2, **more}
     losses, lines = train(monkeypatch, untrained, tmp_path / "whole", **options)
     assert sorted(losses) == [1, 2, 3, 4]
     assert [line["eval_num_samples"] for line in lines if "eval_num_samples" in line] == [4]
@@ -296,6 +300,12 @@ def test_the_threshold_rises_after_a_start_that_reads_everything():
         ({"learning_rate": -1.0}, "--learning_rate is at least 0"),
         ({"selection_warmup_steps": -1}, "--selection_warmup_steps is at least 0"),
         ({"early_stopping_patience": 0}, "--early_stopping_patience is at least 1"),
+        ({"scene_supervision": -1.0}, "--scene_supervision is at least 0"),
+        ({"scene_supervision": 1.0, "dataset": "nowhere"}, "needs scene graphs"),
+        ({"scene_supervision": 1.0, "lora_r": 2}, "trains the whole model"),
+        ({"scene_supervision": 1.0, "augment": ["flip"]}, "only veil goes with it"),
+        ({"scene_supervision": 1.0, "config_overrides": "merge_constant_tokens=false"}, "merge_constant_tokens"),
+        ({"optimizer": "muon", "train": "heads"}, "--optimizer muon is for the whole model"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "needs settings of its own"),
         ({"report_to": "paper"}, "--report_to knows"),

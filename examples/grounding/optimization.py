@@ -17,8 +17,16 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 
+# The modules whose matrices give the outputs: boxes, scores and selection logits.
+OUTPUTS = ("out_proj", "classifier")
+
+
 def create_parameter_groups(
-    model: torch.nn.Module, learning_rate: float, weight_decay: float, layerwise_lr_decay: float = 1.0
+    model: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layerwise_lr_decay: float = 1.0,
+    with_muon: bool = False,
 ) -> list[dict]:
     """
     Groups of parameters for an optimizer: vectors (biases, norms) and embeddings do not decay, and lower layers learn
@@ -34,9 +42,12 @@ def create_parameter_groups(
         layerwise_lr_decay (`float`, *optional*, defaults to 1.0):
             The last layer learns at this multiple of the heads' rate, the layer below at its square, and so on; the
             embeddings are below all layers.
+        with_muon (`bool`, *optional*, defaults to `False`):
+            Whether groups are those of [`Muon`], which orthogonalizes hidden matrices: all but embeddings and what gives the
+            outputs.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[int, bool, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -47,7 +58,10 @@ def create_parameter_groups(
             "weight_decay": weight_decay if decays else 0.0,
             "lr": learning_rate * layerwise_lr_decay**height,
         }
-        groups.setdefault((height, not decays), group)["params"].append(parameter)
+        is_hidden = decays and with_muon and name.split(".")[-2] not in OUTPUTS
+        if is_hidden:
+            group["orthogonalize"] = True
+        groups.setdefault((height, not decays, is_hidden), group)["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
 
 

@@ -238,11 +238,11 @@ def _load_both(args: GroundingArguments, seed: int, num_scenes: int):
 
 
 def make_collators(
-    args: GroundingArguments, processor: ScanFormerProcessor, seed: int, share_pictures: bool = False
+    args: GroundingArguments, processor: ScanFormerProcessor, seed: int, **options
 ) -> tuple[GroundingCollator, GroundingCollator]:
-    """What makes batches to train and to evaluate on; those to train on share their pictures if asked for."""
+    """What makes batches to train and to evaluate on; the options are of the former alone."""
     augmentation = GroundingAugmentation(args.augment, seed) if args.augment else None
     return (
-        GroundingCollator(processor, args.on_error, augmentation=augmentation, share_pictures=share_pictures),
+        GroundingCollator(processor, args.on_error, augmentation=augmentation, **options),
         GroundingCollator(processor, args.on_error, keep_samples=True),
     )

@@ -1,0 +1,294 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
+looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
+training, and thrown away.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from modeling_scanformer import ScanFormerConfig
+from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
+from modeling_scanformer.pyramid_scanformer import scale_offsets
+
+from .objects import COLOR_PIXELS, COLORS, SHAPE_PIXELS, SHAPE_PIXELS_OTHERWISE, SHAPES, TEXTURE_PIXELS, TEXTURES
+from .programs import FUNCTIONS, Facts, ObjectSet, members
+
+
+NAMES = {"color": tuple(COLORS), "texture": TEXTURES, "shape": SHAPES}
+# What an object can be in an expression: one that the words for the target fit, relations and order aside; one that the
+# words for another thing fit; that other thing; the target.
+ROLES = ("described", "anchor_described", "anchor", "target")
+UNKNOWN = -1
+
+# Shares of a patch: less of an object than this does not make it one of the object's, and more than this shows the object.
+TOUCHED, SHOWN = 0.05, 0.12
+# A patch shows one object if no other covers more of it than this share of what the one does: to be named, to be outlined.
+ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
+
+# Weights of the losses before they are summed.
+NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 4.0, 10.0, 1.0
+
+
+def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
+    """
+    The parts that the objects of a scene play in an expression.
+
+    Args:
+        program (`list[dict]`):
+            Of the expression; something fits it.
+        facts (`Facts`):
+            Of the scene graph.
+
+    Returns:
+        `np.ndarray` of shape `(4, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has not, and
+        `UNKNOWN` where that is unclear.
+    """
+    results: list[ObjectSet] = []
+    for step in program:
+        inputs = [results[number] for number in step["inputs"]]
+        results.append(FUNCTIONS[step["function"]](facts, inputs, step))
+    roles = np.zeros((len(ROLES), len(facts.objects)), np.int8)
+
+    def add(role: str, objects: ObjectSet):
+        row = roles[ROLES.index(role)]
+        certain, possible = members(objects[0]), members(objects[1])
+        row[[number for number in possible if row[number] == 0]] = UNKNOWN
+        row[certain] = 1
+
+    for number, step in enumerate(program):
+        if step["function"] == "unique":
+            is_target = number == len(program) - 1
+            add("described" if is_target else "anchor_described", _described(program, number, facts))
+            add("target" if is_target else "anchor", results[number])
+    return roles
+
+
+def _described(program: list[dict], number: int, facts: Facts) -> ObjectSet:
+    """What fits the attributes that are asked of the object of a step, whatever else is asked of it."""
+    objects = (facts.everything, facts.everything)
+    step = program[number]
+    while step["function"] in ("unique", "filter", "exclude", "extreme", "ordinal", "nearest"):
+        if step["function"] in ("filter", "exclude"):
+            objects = FUNCTIONS[step["function"]](facts, [objects], step)
+        step = program[step["inputs"][0]]
+    return objects
+
+
+def describe_patches(graph: dict, grid: tuple[int, int], patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    What the patches of one scale show.
+
+    Args:
+        graph (`dict`):
+            A scene graph.
+        grid (`tuple[int, int]`):
+            Rows and columns of patches.
+        patch_size (`int`):
+            In pixels of this scale.
+
+    Returns:
+        Of the `rows * columns` patches, row by row, the names, `(num_patches, 3)` numbers in `NAMES`, `UNKNOWN` where none or
+        more than one object is shown or the scale is too coarse to tell; the object's relative box (x0, y0, x1, y1),
+        `(num_patches, 4)`, NaN where there is none; and what they touch, `(num_patches, num_objects)` booleans.
+    """
+    rows, columns = grid
+    objects = graph["objects"]
+    boxes = np.array([item["bbox"] for item in objects]) / np.array([graph["width"], graph["height"]] * 2)
+    left, top, right, bottom = (boxes * np.array([columns, rows] * 2)).T[..., None]
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    across = (np.minimum(right, x + 1) - np.maximum(left, x)).clip(0)
+    covered = across * (np.minimum(bottom, y + 1) - np.maximum(top, y)).clip(0)  # (num_objects, num_patches)
+
+    shown = covered.argmax(0)
+    ordered = np.sort(covered, axis=0)
+    most = ordered[-1]
+    others = ordered[-2] if len(objects) > 1 else np.zeros_like(most)
+    side = np.maximum(right - left, bottom - top)[:, 0] * patch_size
+    limits = {
+        "color": [COLOR_PIXELS] * len(objects),
+        "texture": [TEXTURE_PIXELS] * len(objects),
+        "shape": [SHAPE_PIXELS.get(item["shape"], SHAPE_PIXELS_OTHERWISE) for item in objects],
+    }
+    names = [
+        [
+            values.index(item[name]) if side[number] >= limits[name][number] else UNKNOWN
+            for name, values in NAMES.items()
+        ]
+        for number, item in enumerate(objects)
+    ]
+    names = np.array(names, np.int64)[shown]
+    names[(most < SHOWN) | (others > ALONE_TO_NAME * most)] = UNKNOWN
+    outlines = boxes[shown].astype(np.float32)
+    outlines[(most < SHOWN) | (others > ALONE_TO_OUTLINE * most)] = np.nan
+    return names, outlines, (covered > TOUCHED).T
+
+
+def label_patches(samples: list[dict], spatial_shapes: torch.Tensor, num_patches: int, patch_size: int) -> dict:
+    """
+    What [`SceneSupervision`] asks of the patches of a batch.
+
+    Args:
+        samples (`list[dict]`):
+            Of [`ScenesDataset`], all with a target, whose pictures have not been cropped, mirrored or stretched.
+        spatial_shapes (`torch.LongTensor` of shape `(batch_size, num_scales, 2)`):
+            Rows and columns of each scale's patch grid.
+        num_patches (`int`):
+            Length of `pixel_values`.
+        patch_size (`int`):
+            In pixels.
+
+    Returns:
+        `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
+        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 4)`; see [`describe_patches`] and
+        [`find_roles`]. Padding has no name and no outline.
+    """
+    batch_size, num_scales = spatial_shapes.shape[:2]
+    offsets = scale_offsets(num_patches, num_scales)
+    names = np.full((batch_size, num_patches, len(NAMES)), UNKNOWN, np.int64)
+    outlines = np.full((batch_size, num_patches, 4), np.nan, np.float32)
+    roles = np.full((batch_size, num_patches, len(ROLES)), UNKNOWN, np.int8)
+    described = {}
+    for row, sample in enumerate(samples):
+        played = find_roles(sample["program"], Facts(sample["scene"])).T[None]  # (1, num_objects, num_roles)
+        for scale, grid in enumerate(map(tuple, spatial_shapes[row].tolist())):
+            key = (sample["image_id"], scale, grid)
+            if key not in described:
+                described[key] = describe_patches(sample["scene"], grid, patch_size)
+            places = slice(offsets[scale], offsets[scale] + grid[0] * grid[1])
+            names[row, places], outlines[row, places], touched = described[key]
+            has = ((played == 1) & touched[..., None]).any(1)
+            may_have = ((played == UNKNOWN) & touched[..., None]).any(1)
+            roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0))
+    return {name: torch.from_numpy(a) for name, a in zip(LABELS, (names, outlines, roles))}
+
+
+LABELS = ("patch_names", "patch_outlines", "patch_roles")
+
+
+class SceneSupervision(nn.Module):
+    """
+    Reads names, roles and outlines out of the patches' states after every layer of Encoder1 but the first (unless it has no
+    other). Asked early, what
+    an object is like is known early, and the layers after that can compare it with the words.
+
+    Args:
+        config ([`ScanFormerConfig`]):
+            Of the model.
+
+    Raises:
+        ValueError: if more than one constant token stands for the patches that are not selected.
+    """
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        if config.use_constant_token and not config.merge_constant_tokens:
+            raise ValueError("Which states are of patches is only known with merge_constant_tokens=true.")
+        self.config = config
+        self.first_layer = min(1, config.selection_layer - 1)
+        self.sizes = [*(len(values) for values in NAMES.values()), len(ROLES), 4]
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, sum(self.sizes)))
+            for _ in range(config.selection_layer - self.first_layer)
+        )
+
+    def forward(
+        self,
+        hidden_states: tuple[torch.Tensor, ...],
+        patch_indices: tuple[torch.Tensor, ...],
+        text_length: int,
+        patch_names: torch.Tensor,
+        patch_outlines: torch.Tensor,
+        patch_roles: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        Args:
+            hidden_states, patch_indices (`tuple[torch.Tensor]`):
+                Of the model's output.
+            text_length (`int`):
+                Tokens of the text, padding included.
+            patch_names, patch_outlines, patch_roles (`torch.Tensor`):
+                See [`label_patches`].
+
+        Returns:
+            The weighted sum, and the losses by name, each averaged over scales and layers.
+        """
+        offsets = scale_offsets(patch_names.shape[1], len(patch_indices))
+        losses: dict[str, list[torch.Tensor]] = {"loss_names": [], "loss_roles": [], "loss_outlines": []}
+        first = text_length
+        for scale, indices in enumerate(patch_indices):
+            first += 1  # [REG]
+            read = indices >= 0
+            places = indices.clamp(min=0) + offsets[scale]
+            names = _at(patch_names, places).masked_fill(~read[..., None], UNKNOWN)
+            roles, outlines = _at(patch_roles, places), _at(patch_outlines, places)
+            for head, states in zip(self.heads, hidden_states[self.first_layer + 1 :]):
+                told = head(states[:, first : first + indices.shape[1]]).float().split(self.sizes, dim=-1)
+                losses["loss_names"].append(_name_loss(told[: len(NAMES)], names))
+                losses["loss_roles"].append(_role_loss(told[-2], roles, read))
+                losses["loss_outlines"].append(_outline_loss(told[-1].sigmoid(), outlines, read, self.config))
+            first += indices.shape[1]
+            if scale > 0 and self.config.use_constant_token:
+                first += 1
+        means = {name: torch.stack(values).mean() for name, values in losses.items()}
+        weights = (NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT)
+        return sum(weight * value for weight, value in zip(weights, means.values())), means
+
+
+def _at(labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Labels of shape `(batch_size, num_patches, n)` of the patches at `places`, of shape `(batch_size, num_read)`."""
+    return labels.gather(1, places[..., None].expand(-1, -1, labels.shape[-1]))
+
+
+def _name_loss(logits: tuple[torch.Tensor, ...], names: torch.Tensor) -> torch.Tensor:
+    """Cross-entropies of the attributes, summed."""
+    losses = [
+        nn.functional.cross_entropy(values.mT, numbers, ignore_index=UNKNOWN, reduction="none")
+        for values, numbers in zip(logits, names.unbind(-1))
+    ]
+    return sum(_mean(loss, numbers != UNKNOWN) for loss, numbers in zip(losses, names.unbind(-1)))
+
+
+def _role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Balanced as relevance is; of a role that nothing read has, there is nothing to learn."""
+    losses = []
+    for values, truth in zip(logits.unbind(-1), roles.unbind(-1)):
+        has = (truth == 1) & read
+        loss = balanced_relevance_loss(values, has, read & (truth != UNKNOWN))
+        losses.append(loss.where(has.any(1), 0).mean())
+    return torch.stack(losses).mean()
+
+
+def _outline_loss(
+    boxes: torch.Tensor, outlines: torch.Tensor, read: torch.Tensor, config: ScanFormerConfig
+) -> torch.Tensor:
+    """The loss of boxes (center_x, center_y, width, height)."""
+    known = read & ~outlines.isnan().any(-1)
+    outlines = outlines.nan_to_num()
+    _, giou = box_iou(center_to_corners(boxes), outlines)
+    sizes = outlines[..., 2:] - outlines[..., :2]
+    truth = torch.cat([outlines[..., :2] + sizes / 2, sizes], dim=-1)
+    distance = (boxes - truth).abs().sum(-1)
+    return _mean(config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou), known)
+
+
+def _mean(losses: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """
+    Of `(batch_size, num_patches)` losses: the mean over samples of the means over their patches of which something is known.
+    So the loss of a batch does not depend on how its samples are shared out over processes.
+    """
+    return (losses.where(known, 0).sum(1) / known.sum(1).clamp(min=1)).mean()

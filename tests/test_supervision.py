@@ -1,0 +1,248 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""examples/scenes/supervision.py and examples/grounding/muon.py: what is asked of patches is true, and asked of the patches."""
+
+import numpy as np
+import pytest
+import torch
+from grounding.muon import Muon, orthogonalize
+from grounding.optimization import create_parameter_groups
+from scenes import Facts, ScenesDataset
+from scenes.create_model import create_model
+from scenes.supervision import LABELS, NAMES, ROLES, UNKNOWN, SceneSupervision, find_roles, label_patches
+
+from modeling_scanformer.loss_scanformer import relevance
+from modeling_scanformer.pyramid_scanformer import scale_offsets
+
+
+NUM_SAMPLES = 24
+
+
+@pytest.fixture(scope="module")
+def samples():
+    dataset = ScenesDataset("train", seed=5, num_samples=NUM_SAMPLES, expressions_per_scene=4)
+    return [dataset[index] for index in range(NUM_SAMPLES)]
+
+
+@pytest.fixture(scope="module")
+def model_and_processor():
+    torch.manual_seed(0)
+    return create_model(
+        "hidden_size=32,num_attention_heads=2,intermediate_size=32,num_hidden_layers=4,selection_layer=3", 128
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(samples, model_and_processor):
+    """The model's inputs, and the labels of the patches."""
+    _, processor = model_and_processor
+    images = [sample["image"] for sample in samples]
+    inputs = processor(images=images, text=[sample["expression"] for sample in samples], return_tensors="pt")
+    boxes = [sample["bbox"] for sample in samples]
+    inputs["labels"] = processor.boxes_to_labels(boxes, [(image.height, image.width) for image in images])
+    return inputs, label_patches(samples, inputs["spatial_shapes"], inputs["pixel_values"].shape[1], 16)
+
+
+def test_roles_follow_the_program(samples):
+    kinds = set()
+    for sample in samples:
+        facts = Facts(sample["scene"])
+        described, anchor_described, anchor, target = find_roles(sample["program"], facts)
+        assert np.flatnonzero(target == 1).tolist() == [sample["scene"]["target"]]
+        assert described[target == 1].all(), "the words for the target fit it"
+        assert (anchor_described[anchor == 1] == 1).all(), "and those for another thing fit that"
+        num_anchors = sum(step["function"] == "unique" for step in sample["program"]) - 1
+        assert (anchor == 1).sum() <= num_anchors
+        assert (anchor == 1).any() == (num_anchors > 0)
+        if sample["expression_type"] == "attribute":
+            assert (described == target).all(), "attributes alone tell the target"
+        if sample["expression_type"] in ("superlative", "ordinal"):
+            assert (described != 0).sum() > 1, "an order needs several"
+        kinds.add(sample["expression_type"])
+    assert {"attribute", "superlative", "ordinal", "relation"} <= kinds
+
+
+def test_roles_of_a_program_written_by_hand():
+    def thing(color, shape, left):
+        box = [left, 40.0, left + 40.0, 80.0]
+        return {"color": color, "texture": "solid", "shape": shape, "size": "medium", "side": 40.0, "bbox": box}
+
+    objects = [thing("red", "star", 0.0), thing("red", "square", 100.0), thing("blue", "square", 200.0)]
+    facts = Facts({"width": 320, "height": 120, "objects": objects})
+    # the red thing left of the red square
+    program = [
+        {"function": "scene", "inputs": []},
+        {"function": "filter", "inputs": [0], "attribute": "color", "value": "red"},
+        {"function": "filter", "inputs": [1], "attribute": "shape", "value": "square"},
+        {"function": "unique", "inputs": [2]},
+        {"function": "relate", "inputs": [3], "relation": "left"},
+        {"function": "filter", "inputs": [4], "attribute": "color", "value": "red"},
+        {"function": "unique", "inputs": [5]},
+    ]
+    roles = dict(zip(ROLES, find_roles(program, facts).tolist()))
+    assert roles == {"described": [1, 1, 0], "anchor_described": [0, 1, 0], "anchor": [0, 1, 0], "target": [1, 0, 0]}
+
+
+def test_labels_say_what_is_in_the_picture(samples, batch):
+    inputs, labels = batch
+    num_patches = inputs["pixel_values"].shape[1]
+    offsets = scale_offsets(num_patches, 3)
+    target = ROLES.index("target")
+    named = 0
+    for row, sample in enumerate(samples):
+        graph = sample["scene"]
+        size = np.array([graph["width"], graph["height"]] * 2)
+        truth = torch.from_numpy(sample["bbox"] / size)[None]
+        for scale in range(3):
+            grid = inputs["spatial_shapes"][row : row + 1, scale]
+            count = int(grid.prod())
+            places = slice(offsets[scale], offsets[scale] + count)
+            on_target = relevance(torch.arange(count)[None], grid, truth)[0]
+            marked = labels["patch_roles"][row, places, target] == 1
+            assert not (marked & ~on_target).any(), "only patches on the target are marked as such"
+            padding = slice(places.stop, offsets[scale + 1])
+            assert (labels["patch_names"][row, padding] == UNKNOWN).all()
+            assert labels["patch_outlines"][row, padding].isnan().all()
+
+            # whatever has a name and an outline is the object with this outline
+            outlines, names = labels["patch_outlines"][row, places], labels["patch_names"][row, places]
+            shown = ~outlines.isnan().any(1) & (names != UNKNOWN).all(1)
+            for outline, name in zip(outlines[shown].numpy(), names[shown].tolist()):
+                item = min(graph["objects"], key=lambda item: np.abs(item["bbox"] / size - outline).sum())
+                assert np.allclose(item["bbox"] / size, outline, atol=1e-5)
+                assert [values[number] for values, number in zip(NAMES.values(), name)] == [item[n] for n in NAMES]
+                named += 1
+    assert named > 100
+
+
+def test_no_texture_is_asked_where_none_can_be_seen(samples, batch):
+    """At the coarsest scale of 128 pixels, where most things are smaller than a stripe's period."""
+    names = batch[1]["patch_names"]
+    offsets = scale_offsets(names.shape[1], 3)
+    color, texture = list(NAMES).index("color"), list(NAMES).index("texture")
+    known = (names != UNKNOWN)[:, : offsets[1]].sum((0, 1))
+    assert known[texture] < known[color]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_states_of_patches_are_read_and_no_others(model_and_processor, batch, training):
+    model, _ = model_and_processor
+    inputs, labels = batch
+    model.train(training)
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True)
+    assert any((indices < 0).any() for indices in outputs.patch_indices), "some rows are padded"
+    states = [state.clone().requires_grad_() for state in outputs.hidden_states]
+    supervision = SceneSupervision(model.config)
+    text_length = inputs["input_ids"].shape[1]
+    loss, losses = supervision(states, outputs.patch_indices, text_length, **labels)
+    loss.backward()
+    assert sorted(losses) == ["loss_names", "loss_outlines", "loss_roles"]
+    assert all(value > 0 for value in losses.values())
+
+    expected = [torch.zeros(NUM_SAMPLES, text_length, dtype=torch.bool)]
+    for scale, indices in enumerate(outputs.patch_indices):
+        expected += [torch.zeros(NUM_SAMPLES, 1, dtype=torch.bool), indices >= 0]
+        if scale > 0:
+            expected.append(torch.zeros(NUM_SAMPLES, 1, dtype=torch.bool))
+    expected = torch.cat(expected, dim=1)
+    assert [index for index, state in enumerate(states) if state.grad is not None] == [2, 3]
+    for state in states[2:4]:
+        assert state.grad.shape[:2] == expected.shape
+        asked = state.grad.abs().sum(-1) > 0
+        assert not (asked & ~expected).any()
+        # of a picture in which all is too small for its scale, nothing is asked
+        assert asked.sum() > 0.8 * expected.sum()
+
+
+def test_a_model_with_many_constant_tokens_is_refused(model_and_processor):
+    config = type(model_and_processor[0].config)(merge_constant_tokens=False)
+    with pytest.raises(ValueError, match="merge_constant_tokens"):
+        SceneSupervision(config)
+
+
+def test_patches_learn_to_say_what_they_show(samples, batch):
+    """On a handful of samples, by their hidden states alone: boxes and selection are not asked for."""
+    inputs, labels = batch
+    torch.manual_seed(0)
+    model, _ = create_model(
+        "hidden_size=32,num_attention_heads=2,intermediate_size=64,num_hidden_layers=3,selection_layer=2", 128
+    )
+    supervision = SceneSupervision(model.config)
+    few = {name: value[:8] for name, value in inputs.items()}
+    labels = {name: labels[name][:8] for name in LABELS}
+    groups = create_parameter_groups(model, 5e-3, 0.0, with_muon=True)
+    optimizer = Muon([*groups, {"params": list(supervision.parameters())}], lr=5e-3)
+    values = []
+    for _ in range(40):
+        outputs = model(**few, output_hidden_states=True)
+        loss, losses = supervision(outputs.hidden_states, outputs.patch_indices, few["input_ids"].shape[1], **labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append({name: value.item() for name, value in losses.items()})
+    assert values[-1]["loss_names"] < 0.6 * values[0]["loss_names"]
+    assert values[-1]["loss_roles"] < 0.7 * values[0]["loss_roles"]
+    assert values[-1]["loss_outlines"] < 0.8 * values[0]["loss_outlines"]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
+def test_orthogonalized_matrices_have_alike_singular_values(shape):
+    generator = torch.Generator().manual_seed(0)
+    matrices = (
+        torch.randn(shape, generator=generator) * torch.tensor([1.0, 100.0]).repeat(shape[0])[: shape[0], None, None]
+    )
+    nearly = orthogonalize(matrices)
+    values = torch.linalg.svdvals(nearly)
+    assert values.min() > 0.5 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    cosine = torch.nn.functional.cosine_similarity(nearly.flatten(1), (left @ right).flatten(1))
+    assert (cosine > 0.95).all(), "the same directions"
+
+
+def test_muon_is_adamw_where_nothing_is_orthogonalized(model_and_processor):
+    model, _ = model_and_processor
+    hidden = {
+        id(p)
+        for g in create_parameter_groups(model, 1e-3, 0.1, with_muon=True)
+        if g.get("orthogonalize")
+        for p in g["params"]
+    }
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in hidden}
+    assert any("q_proj.weight" in name for name in names)
+    assert not any("embeddings.weight" in name or "out_proj" in name or "classifier" in name for name in names)
+    assert all(parameter.ndim == 2 for parameter in model.parameters() if id(parameter) in hidden)
+
+    results = []
+    for optimizer_class in (torch.optim.AdamW, Muon):
+        copies = {name: torch.nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+        generator = torch.Generator().manual_seed(1)
+        groups = [
+            {"params": [p for name, p in copies.items() if name not in names]},
+            {"params": [p for name, p in copies.items() if name in names], "orthogonalize": True},
+        ]
+        optimizer = optimizer_class(groups, lr=1e-2, weight_decay=0.1, fused=True)
+        for _ in range(3):
+            for parameter in copies.values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        results.append(copies)
+    adamw, muon = results
+    for name in adamw:
+        assert torch.equal(adamw[name], muon[name]) == (name not in names), name
+        # updates of both are about as large
+        if name in names:
+            start = dict(model.named_parameters())[name]
+            ratio = (muon[name] - start).norm() / (adamw[name] - start).norm()
+            assert 0.05 < ratio < 3
