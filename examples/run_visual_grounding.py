@@ -350,6 +350,10 @@ def train_model(args: Arguments, accelerator: Accelerator):
     if accelerator.is_main_process:
         remove_partial(args.output_dir)
     model, processor = load_model(args)
+    if isinstance(model, PeftModel) and (args.optimizer == "muon" or args.scene_supervision > 0):
+        raise DataError(
+            "--optimizer muon and --scene_supervision train whole models: merge the adapter into its model first."
+        )
     repo_id = None
     if args.push_to_hub:
         check_base_is_public(model)
@@ -365,12 +369,12 @@ def train_model(args: Arguments, accelerator: Accelerator):
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
-    supervision, label = None, None
+    supervision, labeller = None, None
     if args.scene_supervision > 0:
         supervision = make_supervision(model.config)
-        label = partial(label_patches, patch_size=model.config.patch_size)
+        labeller = partial(label_patches, patch_size=model.config.patch_size)
     train_collator, eval_collator = make_collators(
-        args, processor, args.seed, label=label, share_pictures=not args.streaming
+        args, processor, args.seed, share_pictures=not args.streaming, label_patches=labeller
     )
     # the samples of Scenes are in random order already, and made one after another; a stream shuffles itself
     shuffle = {} if args.streaming or args.dataset == "scenes" else {"shuffle": True}

@@ -62,7 +62,8 @@ class ScaleReading:
         """The same of the given batch rows."""
 
         def take(states: torch.Tensor | None) -> torch.Tensor | None:
-            return None if states is None else states.index_select(0, rows)
+            # with a device map, states of layers lie on several devices
+            return None if states is None else states.index_select(0, rows.to(states.device))
 
         return ScaleReading(
             self.selection.take_rows(rows),
@@ -225,7 +226,7 @@ class Scan:
             selection=None if self.selection is None else self.selection.take_rows(kept).trim(),
             pending=[block.index_select(0, kept) for block in self.pending],
             readings=[reading.take_rows(kept) for reading in self.readings],
-            text_hidden_states=[states.index_select(0, kept) for states in self.text_hidden_states],
+            text_hidden_states=[s.index_select(0, kept.to(s.device)) for s in self.text_hidden_states],
         )
 
     def early_reg_state(self) -> torch.Tensor:

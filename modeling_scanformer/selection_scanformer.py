@@ -86,7 +86,7 @@ def join_rows(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
     if parts[0].ndim > 1:
         most = max(part.shape[1] for part in parts)
         parts = [nn.functional.pad(part, (*[0, 0] * (part.ndim - 2), 0, most - part.shape[1])) for part in parts]
-    return torch.cat(parts).index_select(0, order)
+    return torch.cat(parts).index_select(0, order.to(parts[0].device))
 
 
 def select_all(patch_mask: torch.Tensor) -> Selection:

@@ -7,6 +7,8 @@ from tiny import tiny_inputs, tiny_labels, tiny_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from modeling_scanformer import scan_scanformer
+
 
 HERE, ELSEWHERE = torch.device("cpu"), torch.device("cuda:1")
 # As `device_map="auto"` cuts the model: in the order of its modules.
@@ -89,6 +91,20 @@ def test_a_model_on_two_devices_learns_as_on_one(two_devices):
         loss.backward()
     for one, other in zip(two_devices.parameters(), alone.parameters()):
         assert one.grad is not None and one.grad.tolist() == other.grad.tolist()
+
+
+def test_hidden_states_on_two_devices_are_joined_from_parts(two_devices, monkeypatch):
+    inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
+    expected = tiny_model(dtype=torch.float32)(**inputs, output_hidden_states=True).hidden_states
+    # as if a pass cost nothing: only samples that read equally much stay together
+    monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", {"cpu": 0})
+    states = two_devices(**inputs, output_hidden_states=True).hidden_states
+    read = inputs["attention_mask"].bool()
+    for one, other in zip(states, expected):
+        assert one.shape == other.shape
+        torch.testing.assert_close(
+            torch.tensor(one.tolist())[:, : read.shape[1]][read], other[:, : read.shape[1]][read]
+        )
 
 
 def test_a_text_cached_on_two_devices_serves_many_pictures(two_devices):

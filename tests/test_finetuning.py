@@ -142,6 +142,8 @@ def test_an_adapter_comes_out_and_goes_on_training(finetune, checkpoint, tmp_pat
     assert json.loads(results.read_text())["num_samples"] == 2
     with pytest.raises(SystemExit, match="publish the base first"):
         finetune(adapter, tmp_path / "pushed", push_to_hub=True, hub_model_id="me/mine")
+    with pytest.raises(SystemExit, match="merge the adapter into its model first"):
+        finetune(adapter, tmp_path / "whole", optimizer="muon")
     finetune(adapter, tmp_path / "more", max_train_steps=2)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "more"))
     assert set(before) == set(after) and all(not torch.equal(before[name], after[name]) for name in before)

@@ -113,6 +113,19 @@ def test_parts_of_a_forward_pass_give_what_the_whole_gives(training, config, mon
         assert {rows for rows, _ in shapes} == {6}
 
 
+def test_hidden_states_of_parts_leave_a_cached_text_out(monkeypatch):
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", {"cpu": 0})
+    whole = model(**text, **inputs, output_hidden_states=True).hidden_states
+    rest = model(past_key_values=model.encode_text(**text), **inputs, output_hidden_states=True).hidden_states
+    for states, other in zip(rest, whole):
+        regs = other[:, text["input_ids"].shape[1]]
+        torch.testing.assert_close(states[:, 0], regs, atol=1e-10, rtol=0)
+        assert states.shape[1] == other.shape[1] - text["input_ids"].shape[1]
+
+
 def test_few_tokens_are_not_worth_a_pass(monkeypatch):
     model = tiny_model()
     shapes = count_tokens(model, monkeypatch)

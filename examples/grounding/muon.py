@@ -15,8 +15,8 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), beside AdamW for what is no hidden matrix.
 
 `torch.optim.Muon` computes in bfloat16, which a CPU without units for it does in software: a step of the model of
-hub_cards/scanformer-tiny-scenes takes it 30 times as long as this one, which computes in float32, and all matrices of one
-shape together.
+hub_cards/scanformer-tiny-scenes takes it about 30 times as long as this one, which computes in the weights' own type, and all
+matrices of one shape together.
 """
 
 import torch
@@ -26,8 +26,11 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
-# Makes updates as large as AdamW's, so that one learning rate serves both (Liu et al., arXiv 2502.16982, eq. 4).
+# The root mean square of an update, in learning rates: what AdamW's have in the midst of training, so that one learning rate
+# serves both (Liu et al., arXiv 2502.16982, eq. 4).
 SCALE = 0.2
+# Below it a gradient is as good as none, and is not blown up.
+EPSILON = 1e-7
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
@@ -36,15 +39,16 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
     Args:
         matrices (`torch.Tensor` of shape `(num_matrices, num_rows, num_columns)`):
-            Not all zero.
+            In any scale.
 
     Returns:
-        `torch.Tensor` of that shape: the same singular vectors, and singular values between about 0.7 and 1.2.
+        `torch.Tensor` of that shape: the same singular vectors, and singular values between about 0.7 and 1.2, save for those
+        that were a small fraction of the greatest, which are only raised.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS
-    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(matrices.dtype).tiny)
+    matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + EPSILON)
     for _ in range(ITERATIONS):
         products = matrices @ matrices.mT
         polynomial = torch.baddbmm(products, products, products, beta=b, alpha=c)
@@ -70,6 +74,10 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         groups = [group for group in self.param_groups if group["orthogonalize"]]
         matrices = [p for group in groups for p in group["params"] if p.grad is not None]
         gradients = [matrix.grad for matrix in matrices]
@@ -78,7 +86,7 @@ class Muon(torch.optim.AdamW):
         # without gradients, AdamW leaves them as they are
         for matrix in matrices:
             matrix.grad = None
-        loss = super().step(closure)
+        super().step()
         for matrix, gradient in zip(matrices, gradients):
             matrix.grad = gradient
         return loss
@@ -99,6 +107,5 @@ class Muon(torch.optim.AdamW):
             state["momentum_buffer"] = torch.zeros_like(matrix)
             # AdamW, which loads checkpoints, expects it of all
             state["step"] = torch.zeros((), dtype=torch.float32)
-        state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
         return matrix.grad.lerp(momentum, MOMENTUM)

@@ -43,8 +43,8 @@ def create_parameter_groups(
             The last layer learns at this multiple of the heads' rate, the layer below at its square, and so on; the
             embeddings are below all layers.
         with_muon (`bool`, *optional*, defaults to `False`):
-            Whether groups are those of [`Muon`], which orthogonalizes hidden matrices: all but embeddings and what gives the
-            outputs.
+            Whether groups are those of [`Muon`], which orthogonalizes matrices: all but the embeddings and what gives the
+            outputs. That of the patch embeddings is one of them: textures lie in its weakest directions.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     groups: dict[tuple[int, bool, bool], dict] = {}
@@ -58,10 +58,10 @@ def create_parameter_groups(
             "weight_decay": weight_decay if decays else 0.0,
             "lr": learning_rate * layerwise_lr_decay**height,
         }
-        is_hidden = decays and with_muon and name.split(".")[-2] not in OUTPUTS
-        if is_hidden:
+        by_muon = decays and with_muon and not any(part in OUTPUTS for part in name.split("."))
+        if by_muon:
             group["orthogonalize"] = True
-        groups.setdefault((height, not decays, is_hidden), group)["params"].append(parameter)
+        groups.setdefault((height, not decays, by_muon), group)["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Model and data of a training run, and all that can be told to be wrong with them before it starts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from peft import (
@@ -238,11 +239,21 @@ def _load_both(args: GroundingArguments, seed: int, num_scenes: int):
 
 
 def make_collators(
-    args: GroundingArguments, processor: ScanFormerProcessor, seed: int, **options
+    args: GroundingArguments,
+    processor: ScanFormerProcessor,
+    seed: int,
+    share_pictures: bool = False,
+    label_patches: Callable | None = None,
 ) -> tuple[GroundingCollator, GroundingCollator]:
-    """What makes batches to train and to evaluate on; the options are of the former alone."""
+    """What makes batches to train and to evaluate on; those to train on share their pictures, or say more, if asked for."""
     augmentation = GroundingAugmentation(args.augment, seed) if args.augment else None
     return (
-        GroundingCollator(processor, args.on_error, augmentation=augmentation, **options),
+        GroundingCollator(
+            processor,
+            args.on_error,
+            augmentation=augmentation,
+            label_patches=label_patches,
+            share_pictures=share_pictures,
+        ),
         GroundingCollator(processor, args.on_error, keep_samples=True),
     )

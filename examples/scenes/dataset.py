@@ -103,7 +103,7 @@ class ScenesDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """
         A sample: "image" (PIL, RGB), "expression", "bbox" (list of four floats, xyxy in pixels, or `None`), "mask"
-        (boolean array `(height, width)`), "expression_type", "program" (list of steps), "scene" (scene graph),
+        (boolean array `(height, width)`), "owner" (of every pixel the number of the object seen there, or -1), "expression_type", "program" (list of steps), "scene" (scene graph),
         "image_id", "width", "height".
         """
         if index < 0 or (self.num_samples is not None and index >= self.num_samples):
@@ -121,6 +121,7 @@ class ScenesDataset(torch.utils.data.Dataset):
             "expression": realize(program, rng),
             "bbox": None if target is None else list(scene.objects[target].bbox),
             "mask": np.zeros_like(scene.owner, dtype=bool) if target is None else scene.mask(target),
+            "owner": scene.owner,
             "expression_type": kind,
             "program": program,
             "scene": {**graph, "target": target},
@@ -229,7 +230,7 @@ def _stream(shards: list[tuple[int, int]], sources: str | None = None, **argumen
 def to_row(sample: dict) -> dict:
     """A sample of `ScenesDataset` in the columns of `FEATURES`, the mask as a black and white picture."""
     return {
-        **sample,
+        **{name: sample[name] for name in FEATURES},
         "mask": Image.fromarray(sample["mask"]),
         "program": json.dumps(sample["program"]),
         "scene": json.dumps(sample["scene"]),

@@ -47,6 +47,13 @@ SHAPE_PIXELS = {"pentagon": 20, "hexagon": 20}
 SHAPE_PIXELS_OTHERWISE = 11
 TEXTURE_PIXELS = 14
 
+
+def sides_to_tell(shape: str) -> dict[str, int]:
+    """By attribute, the side in pixels from which on a person can tell it of an object of this shape."""
+    shape_pixels = SHAPE_PIXELS.get(shape, SHAPE_PIXELS_OTHERWISE)
+    return {"size": 0, "color": COLOR_PIXELS, "shape": shape_pixels, "texture": TEXTURE_PIXELS}
+
+
 # Rotation range in degrees to either side, so that no shape turns into another.
 ROTATIONS = {
     "circle": 0,

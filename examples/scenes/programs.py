@@ -37,14 +37,7 @@ it and those that are possibly in it; a program whose answer hangs on an unclear
 
 from math import hypot
 
-from .objects import (
-    COLOR_PIXELS,
-    OTHER_NAMES,
-    SHAPE_PIXELS,
-    SHAPE_PIXELS_OTHERWISE,
-    TEXTURE_FAMILIES,
-    TEXTURE_PIXELS,
-)
+from .objects import OTHER_NAMES, TEXTURE_FAMILIES, TEXTURE_PIXELS, sides_to_tell
 
 
 RELATIONS = ("left", "right", "above", "below")
@@ -88,14 +81,8 @@ class Facts:
         self._doubtful = {"color": 0, "shape": 0, "texture": 0}
         for number, item in enumerate(self.objects):
             bit = 1 << number
-            limits = {
-                "size": 0,
-                "color": COLOR_PIXELS,
-                "shape": SHAPE_PIXELS.get(item["shape"], SHAPE_PIXELS_OTHERWISE),
-                "texture": TEXTURE_PIXELS,
-            }
             facts = []
-            for attribute, limit in limits.items():
+            for attribute, limit in sides_to_tell(item["shape"]).items():
                 if item["side"] >= limit:
                     facts.append((attribute, item[attribute]))
                 else:

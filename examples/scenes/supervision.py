@@ -25,7 +25,7 @@ from modeling_scanformer import ScanFormerConfig
 from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
-from .objects import COLOR_PIXELS, COLORS, SHAPE_PIXELS, SHAPE_PIXELS_OTHERWISE, SHAPES, TEXTURE_PIXELS, TEXTURES
+from .objects import COLORS, SHAPES, TEXTURES, sides_to_tell
 from .programs import FUNCTIONS, Facts, ObjectSet, members
 
 
@@ -35,7 +35,11 @@ NAMES = {"color": tuple(COLORS), "texture": TEXTURES, "shape": SHAPES}
 ROLES = ("described", "anchor_described", "anchor", "target")
 UNKNOWN = -1
 
-# Shares of a patch: less of an object than this does not make it one of the object's, and more than this shows the object.
+# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it.
+LABELS = ("patch_names", "patch_outlines", "patch_roles")
+
+# Shares of a patch: with less of an object than the first, it is unclear whether the patch is one of the object's; with the
+# second, it shows the object.
 TOUCHED, SHOWN = 0.05, 0.12
 # A patch shows one object if no other covers more of it than this share of what the one does: to be named, to be outlined.
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
@@ -89,56 +93,79 @@ def _described(program: list[dict], number: int, facts: Facts) -> ObjectSet:
     return objects
 
 
-def describe_patches(graph: dict, grid: tuple[int, int], patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cover_patches(owner: np.ndarray, num_objects: int, grids: list[tuple[int, int]]) -> list[np.ndarray]:
+    """
+    How much of every patch is covered by the visible pixels of every object.
+
+    Args:
+        owner (`np.ndarray` of shape `(height, width)`):
+            Of every pixel the number of the object seen there, or -1.
+        num_objects (`int`):
+            Of the scene.
+        grids (`list[tuple[int, int]]`):
+            Rows and columns of each scale, every one twice those of the scale before.
+
+    Returns:
+        `list[np.ndarray]`: of each scale, shares of shape `(num_objects, rows * columns)`.
+    """
+    (height, width), (rows, columns) = owner.shape, grids[-1]
+    patches = (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
+    slots = patches * (num_objects + 1) + owner + 1
+    counts = np.bincount(slots.ravel(), minlength=rows * columns * (num_objects + 1)).reshape(rows, columns, -1)
+    shares = []
+    for rows, columns in reversed(grids):
+        counts = counts.reshape(rows, counts.shape[0] // rows, columns, counts.shape[1] // columns, -1).sum((1, 3))
+        covered = counts[..., 1:] / counts.sum(-1, keepdims=True).clip(1)
+        shares.insert(0, covered.reshape(rows * columns, num_objects).T)
+    return shares
+
+
+def describe_patches(
+    graph: dict, covered: np.ndarray, grid: tuple[int, int], patch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """
     What the patches of one scale show.
 
     Args:
         graph (`dict`):
             A scene graph.
+        covered (`np.ndarray` of shape `(num_objects, num_patches)`):
+            See [`cover_patches`].
         grid (`tuple[int, int]`):
             Rows and columns of patches.
         patch_size (`int`):
             In pixels of this scale.
 
     Returns:
-        Of the `rows * columns` patches, row by row, the names, `(num_patches, 3)` numbers in `NAMES`, `UNKNOWN` where none or
-        more than one object is shown or the scale is too coarse to tell; the object's relative box (x0, y0, x1, y1),
-        `(num_patches, 4)`, NaN where there is none; and what they touch, `(num_patches, num_objects)` booleans.
+        Of every patch, row by row, the names, `(num_patches, 3)` numbers in `NAMES`, `UNKNOWN` where none or more than one
+        object is shown or the scale is too coarse to tell; and the object's relative box (x0, y0, x1, y1), `(num_patches, 4)`,
+        NaN where there is none.
     """
     rows, columns = grid
     objects = graph["objects"]
     boxes = np.array([item["bbox"] for item in objects]) / np.array([graph["width"], graph["height"]] * 2)
-    left, top, right, bottom = (boxes * np.array([columns, rows] * 2)).T[..., None]
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    across = (np.minimum(right, x + 1) - np.maximum(left, x)).clip(0)
-    covered = across * (np.minimum(bottom, y + 1) - np.maximum(top, y)).clip(0)  # (num_objects, num_patches)
-
     shown = covered.argmax(0)
     ordered = np.sort(covered, axis=0)
     most = ordered[-1]
     others = ordered[-2] if len(objects) > 1 else np.zeros_like(most)
-    side = np.maximum(right - left, bottom - top)[:, 0] * patch_size
-    limits = {
-        "color": [COLOR_PIXELS] * len(objects),
-        "texture": [TEXTURE_PIXELS] * len(objects),
-        "shape": [SHAPE_PIXELS.get(item["shape"], SHAPE_PIXELS_OTHERWISE) for item in objects],
-    }
-    names = [
-        [
-            values.index(item[name]) if side[number] >= limits[name][number] else UNKNOWN
-            for name, values in NAMES.items()
-        ]
-        for number, item in enumerate(objects)
-    ]
-    names = np.array(names, np.int64)[shown]
+
+    names = np.full((len(objects), len(NAMES)), UNKNOWN, np.int64)
+    for number, (item, (left, top, right, bottom)) in enumerate(zip(objects, boxes)):
+        side = patch_size * max((right - left) * columns, (bottom - top) * rows)
+        limits = sides_to_tell(item["shape"])
+        for column, (name, values) in enumerate(NAMES.items()):
+            if side >= limits[name]:
+                names[number, column] = values.index(item[name])
+    names = names[shown]
     names[(most < SHOWN) | (others > ALONE_TO_NAME * most)] = UNKNOWN
     outlines = boxes[shown].astype(np.float32)
     outlines[(most < SHOWN) | (others > ALONE_TO_OUTLINE * most)] = np.nan
-    return names, outlines, (covered > TOUCHED).T
+    return names, outlines
 
 
-def label_patches(samples: list[dict], spatial_shapes: torch.Tensor, num_patches: int, patch_size: int) -> dict:
+def label_patches(
+    samples: list[dict], spatial_shapes: torch.Tensor, num_patches: int, patch_size: int
+) -> dict[str, torch.Tensor]:
     """
     What [`SceneSupervision`] asks of the patches of a batch.
 
@@ -155,29 +182,29 @@ def label_patches(samples: list[dict], spatial_shapes: torch.Tensor, num_patches
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
         `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 4)`; see [`describe_patches`] and
-        [`find_roles`]. Padding has no name and no outline.
+        [`find_roles`]. Of padding nothing is known.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
     names = np.full((batch_size, num_patches, len(NAMES)), UNKNOWN, np.int64)
     outlines = np.full((batch_size, num_patches, 4), np.nan, np.float32)
     roles = np.full((batch_size, num_patches, len(ROLES)), UNKNOWN, np.int8)
-    described = {}
+    pictures = {}
     for row, sample in enumerate(samples):
-        played = find_roles(sample["program"], Facts(sample["scene"])).T[None]  # (1, num_objects, num_roles)
-        for scale, grid in enumerate(map(tuple, spatial_shapes[row].tolist())):
-            key = (sample["image_id"], scale, grid)
-            if key not in described:
-                described[key] = describe_patches(sample["scene"], grid, patch_size)
-            places = slice(offsets[scale], offsets[scale] + grid[0] * grid[1])
-            names[row, places], outlines[row, places], touched = described[key]
-            has = ((played == 1) & touched[..., None]).any(1)
-            may_have = ((played == UNKNOWN) & touched[..., None]).any(1)
-            roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0))
-    return {name: torch.from_numpy(a) for name, a in zip(LABELS, (names, outlines, roles))}
-
-
-LABELS = ("patch_names", "patch_outlines", "patch_roles")
+        graph = sample["scene"]
+        grids = [tuple(grid) for grid in spatial_shapes[row].tolist()]
+        if sample["image_id"] not in pictures:
+            shares = cover_patches(sample["owner"], len(graph["objects"]), grids)
+            told = [describe_patches(graph, *pair, patch_size) for pair in zip(shares, grids)]
+            pictures[sample["image_id"]] = shares, told
+        played = find_roles(sample["program"], Facts(graph))[..., None]  # (num_roles, num_objects, 1)
+        for offset, covered, described in zip(offsets, *pictures[sample["image_id"]]):
+            places = slice(offset, offset + covered.shape[1])
+            names[row, places], outlines[row, places] = described
+            has = ((played == 1) & (covered > TOUCHED)).any(1)
+            may_have = ((played != 0) & (covered > 0)).any(1)
+            roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
+    return {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
 
 
 class SceneSupervision(nn.Module):
@@ -196,7 +223,7 @@ class SceneSupervision(nn.Module):
 
     def __init__(self, config: ScanFormerConfig):
         super().__init__()
-        if config.use_constant_token and not config.merge_constant_tokens:
+        if config.num_scales > 1 and config.use_constant_token and not config.merge_constant_tokens:
             raise ValueError("Which states are of patches is only known with merge_constant_tokens=true.")
         self.config = config
         self.first_layer = min(1, config.selection_layer - 1)
