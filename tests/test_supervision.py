@@ -131,7 +131,7 @@ def test_labels_say_what_is_in_the_picture(samples, batch):
 
 
 def share_of_patches(mask: np.ndarray, grid: list[int]) -> torch.Tensor:
-    """Of every patch the share of its pixels, whose centres lie in it or on its edge, that a mask covers."""
+    """Of every patch the share of its pixels that a mask covers."""
     (height, width), (rows, columns) = mask.shape, grid
     y, x = np.arange(height) * rows // height, np.arange(width) * columns // width
     covered, total = np.zeros(grid), np.zeros(grid)

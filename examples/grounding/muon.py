@@ -14,9 +14,8 @@
 """
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), beside AdamW for what is no hidden matrix.
 
-`torch.optim.Muon` computes in bfloat16, which a CPU without units for it does in software: a step of the model of
-hub_cards/scanformer-tiny-scenes takes it about 30 times as long as this one, which computes in the weights' own type, and all
-matrices of one shape together.
+`torch.optim.Muon` computes in bfloat16, which a CPU without units for it does in software and slowly. This one computes in the
+weights' own type, and all matrices of one shape together.
 """
 
 import torch

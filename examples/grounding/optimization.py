@@ -44,7 +44,7 @@ def create_parameter_groups(
             embeddings are below all layers.
         with_muon (`bool`, *optional*, defaults to `False`):
             Whether groups are those of [`Muon`], which orthogonalizes matrices: all but the embeddings and what gives the
-            outputs. That of the patch embeddings is one of them: textures lie in its weakest directions.
+            outputs. The projection of the patches is one of them.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     groups: dict[tuple[int, bool, bool], dict] = {}
