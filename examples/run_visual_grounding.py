@@ -53,7 +53,7 @@ from grounding.optimization import average_weights, create_parameter_groups, sel
 from grounding.processes import check_processes, start_processes
 from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from peft import PeftModel
-from scenes.supervision import LABELS, SceneSupervision, label_patches
+from scenes.supervision import HEADS_RATE, LABELS, SceneSupervision, label_patches
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -390,7 +390,8 @@ def train_model(args: Arguments, accelerator: Accelerator):
         model, args.learning_rate, args.weight_decay, args.layerwise_lr_decay, with_muon=with_muon
     )
     if supervision is not None:
-        groups.append({"params": list(supervision.parameters()), "weight_decay": 0.0})
+        rate = HEADS_RATE * args.learning_rate
+        groups.append({"params": list(supervision.parameters()), "weight_decay": 0.0, "lr": rate})
     optimizer = (Muon if with_muon else torch.optim.AdamW)(groups, lr=args.learning_rate, fused=True)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
@@ -472,7 +473,7 @@ def train_model(args: Arguments, accelerator: Accelerator):
         if state.step % args.logging_steps == 0:
             sums = mean_over_processes(state.sums)
             means = {name: round(total / state.summed_steps, 5) for name, total in sums.items()}
-            log(accelerator, {**means, "learning_rate": max(scheduler.get_last_lr())}, step=state.step)
+            log(accelerator, {**means, "learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
             state.sums, state.summed_steps = {}, 0
         if eval_loader is not None and (state.step % args.eval_steps == 0 or state.step == args.max_train_steps):
             # as it would be saved: what is best while everything is read need not be best later

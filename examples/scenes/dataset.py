@@ -103,8 +103,8 @@ class ScenesDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """
         A sample: "image" (PIL, RGB), "expression", "bbox" (list of four floats, xyxy in pixels, or `None`), "mask"
-        (boolean array `(height, width)`), "owner" (of every pixel the number of the object seen there, or -1), "expression_type", "program" (list of steps), "scene" (scene graph),
-        "image_id", "width", "height".
+        (boolean array `(height, width)`), "owner" (of every pixel the number of the object seen there, or -1),
+        "expression_type", "program" (list of steps), "scene" (scene graph), "image_id", "width", "height".
         """
         if index < 0 or (self.num_samples is not None and index >= self.num_samples):
             raise IndexError(f"index {index} is out of range")

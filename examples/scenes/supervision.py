@@ -46,6 +46,9 @@ ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed.
 NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 4.0, 10.0, 1.0
+# The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
+# the model's rate.
+HEADS_RATE = 10.0
 
 
 def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
@@ -210,8 +213,7 @@ def label_patches(
 class SceneSupervision(nn.Module):
     """
     Reads names, roles and outlines out of the patches' states after every layer of Encoder1 but the first (unless it has no
-    other). Asked early, what
-    an object is like is known early, and the layers after that can compare it with the words.
+    other). Asked early, what an object is like is known early, and the layers after that can compare it with the words.
 
     Args:
         config ([`ScanFormerConfig`]):

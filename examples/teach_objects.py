@@ -1,0 +1,234 @@
+# Copyright 2026 The ScanFormer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Teach a model what single objects of Scenes look like, before it learns to tell them apart in whole pictures.
+
+    python examples/teach_objects.py --model_name_or_path DIR --output_dir OUT --max_train_steps 1000
+
+Encoder1 reads an object as a scan would, [REG] and the patches that show it at one scale, but nothing else of the picture and
+no text, and is asked for colour, texture, shape and outline (see `scenes/supervision.py`). Textures and shapes are learned
+within minutes so, which whole pictures teach in hours; what the model knew of expressions fades meanwhile, and comes back soon
+when `run_visual_grounding.py` goes on with `--scene_supervision 1`.
+"""
+
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from grounding.checks import DataError
+from grounding.muon import Muon
+from grounding.optimization import create_parameter_groups
+from scenes import ScenesDataset
+from scenes.levels import LEVELS
+from scenes.supervision import HEADS_RATE, ROLES, UNKNOWN, SceneSupervision, cover_patches, describe_patches
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, get_scheduler, set_seed
+
+from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerModel, ScanFormerProcessor
+from modeling_scanformer.embeddings_scanformer import embedding_row
+from modeling_scanformer.layer_scanformer import MASKED_BIAS
+from modeling_scanformer.pyramid_scanformer import scale_offsets
+
+
+# An object is read at the scales where it takes at most so many patches in a row or a column.
+LARGEST_SIDE = 4
+
+
+@dataclass
+class Arguments:
+    model_name_or_path: str = field(metadata={"help": "The model to start from, with its processor."})
+    output_dir: str = field(metadata={"help": "Folder to write the model and its processor to."})
+    dataset_level: str = field(
+        default="standard+easy", metadata={"help": f"Of {', '.join(LEVELS)}; levels joined by + take turns."}
+    )
+    num_pictures: int = field(default=4000, metadata={"help": "Pictures whose objects are shown, again and again."})
+    longest_edge: int | None = field(
+        default=None, metadata={"help": "Longer side of the finest scale, in pixels; by default the processor's."}
+    )
+    max_train_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+    train_batch_size: int = field(default=512, metadata={"help": "Objects per step."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak rate of Muon; the heads' is higher."})
+    num_warmup_steps: int = field(
+        default=50, metadata={"help": "Steps in which the rate rises; then it falls linearly."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Longer gradients are cut to this norm."})
+    logging_steps: int = field(default=50, metadata={"help": "Losses are printed every so many steps."})
+    num_proc: int = field(default=os.cpu_count() or 1, metadata={"help": "Processes that make pictures."})
+    seed: int = field(default=0, metadata={"help": "Of the pictures and their order."})
+
+
+@dataclass
+class Glimpse:
+    """
+    An object at one scale: the rectangle of patches that it touches.
+
+    Args:
+        scale (`int`):
+            Number of the scale.
+        grid (`tuple[int, int]`):
+            Rows and columns of the whole picture's patches.
+        indices (`np.ndarray` of shape `(num_patches,)`):
+            Of the patches, in that grid.
+        patches (`np.ndarray` of shape `(num_patches, 3 * patch_size**2)`):
+            Their pixels, in half precision.
+        names, outlines (`np.ndarray` of shapes `(num_patches, 3)` and `(num_patches, 4)`):
+            See [`describe_patches`].
+    """
+
+    scale: int
+    grid: tuple[int, int]
+    indices: np.ndarray
+    patches: np.ndarray
+    names: np.ndarray
+    outlines: np.ndarray
+
+
+def find_glimpses(index: int, dataset: ScenesDataset, image_processor) -> list[Glimpse]:
+    """The objects of a picture, each at every scale where it is small enough and something is known of it."""
+    sample = dataset[index]
+    graph, patch_size = sample["scene"], image_processor.patch_size
+    inputs = image_processor(images=[sample["image"]], return_tensors="pt")
+    pixels, grids = inputs["pixel_values"][0].numpy(), [tuple(grid) for grid in inputs["spatial_shapes"][0].tolist()]
+    shares = cover_patches(sample["owner"], len(graph["objects"]), grids)
+    glimpses = []
+    for scale, (offset, covered, grid) in enumerate(zip(scale_offsets(len(pixels), len(grids)), shares, grids)):
+        names, outlines = describe_patches(graph, covered, grid, patch_size)
+        places = np.arange(grid[0] * grid[1]).reshape(grid)
+        for touched in covered.reshape(-1, *grid) > 0:
+            rows, columns = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
+            if len(rows) == 0 or max(np.ptp(rows), np.ptp(columns)) >= LARGEST_SIDE:
+                continue
+            indices = places[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].ravel()
+            if (names[indices] == UNKNOWN).all():
+                continue
+            patches = pixels[offset + indices].astype(np.float16)
+            glimpses.append(Glimpse(scale, grid, indices, patches, names[indices], outlines[indices]))
+    return glimpses
+
+
+def collect_glimpses(args: Arguments, image_processor) -> list[Glimpse]:
+    """Of all pictures, with a progress bar."""
+    try:
+        dataset = ScenesDataset("train", args.seed, args.num_pictures, args.dataset_level)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    find = partial(find_glimpses, dataset=dataset, image_processor=image_processor)
+    # threads of PyTorch do not survive a fork
+    with multiprocessing.get_context("spawn").Pool(args.num_proc, torch.set_num_threads, (1,)) as pool:
+        found = pool.imap(find, range(len(dataset)), chunksize=50)
+        return [glimpse for some in tqdm(found, total=len(dataset), unit="picture") for glimpse in some]
+
+
+def compute_loss(
+    model: ScanFormerModel, supervision: SceneSupervision, glimpses: list[Glimpse]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    Of glimpses of one scale.
+
+    Args:
+        model ([`ScanFormerModel`]):
+            Its embeddings and Encoder1 are taught.
+        supervision ([`SceneSupervision`]):
+            The heads.
+        glimpses (`list[Glimpse]`):
+            All of one scale.
+
+    Returns:
+        The loss, and what it is made of by name.
+    """
+
+    def join(name: str, padding: float) -> torch.Tensor:
+        values = [torch.from_numpy(getattr(glimpse, name)) for glimpse in glimpses]
+        return nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=padding)
+
+    indices, scale = join("indices", -1), glimpses[0].scale
+    read = indices >= 0
+    grids = torch.tensor([glimpse.grid for glimpse in glimpses])
+    patches = model.patch_embeddings(join("patches", 0).float(), indices.clamp(min=0), grids, scale)
+    reg = embedding_row(model.reg_tokens, scale, indices.device).expand(len(glimpses), 1, -1)
+    states = torch.cat([reg, patches], dim=1) + embedding_row(model.modality_embeddings, 1, indices.device)
+    bias = nn.functional.pad(torch.zeros(read.shape).masked_fill(~read, MASKED_BIAS), (1, 0))
+    hidden_states = [states]
+    for layer in model.layers[: model.config.selection_layer]:
+        states = layer(states, None, None, bias, [states.shape[1]])[0]
+        hidden_states.append(states)
+    # numbered as if the rectangle were the whole picture
+    places = torch.arange(indices.shape[1]).expand_as(indices).where(read, -1)
+    roles = torch.full((*indices.shape, len(ROLES)), UNKNOWN)
+    return supervision(
+        tuple(hidden_states),
+        (places,),
+        text_length=0,
+        patch_names=join("names", UNKNOWN),
+        patch_outlines=join("outlines", float("nan")),
+        patch_roles=roles,
+    )
+
+
+def teach(args: Arguments):
+    set_seed(args.seed)
+    model = ScanFormerForVisualGrounding.from_pretrained(args.model_name_or_path)
+    processor = ScanFormerProcessor.from_pretrained(args.model_name_or_path)
+    if args.longest_edge is not None:
+        processor.image_processor.size = {"longest_edge": args.longest_edge}
+    glimpses = collect_glimpses(args, processor.image_processor)
+    if len(glimpses) < args.train_batch_size:
+        raise DataError(
+            f"The {args.num_pictures} pictures show {len(glimpses)} objects, not enough for one step: raise --num_pictures."
+        )
+    supervision = SceneSupervision(model.config)
+    groups = create_parameter_groups(model, args.learning_rate, weight_decay=0.01, with_muon=True)
+    heads = {"params": list(supervision.parameters()), "weight_decay": 0.0, "lr": HEADS_RATE * args.learning_rate}
+    optimizer = Muon([*groups, heads], lr=args.learning_rate, fused=True)
+    scheduler = get_scheduler("linear", optimizer, args.num_warmup_steps, args.max_train_steps)
+    model.train()
+    generator = torch.Generator().manual_seed(args.seed)
+    sums: dict[str, float] = {}
+    for step in (progress := tqdm(range(1, args.max_train_steps + 1), unit="step")):
+        chosen = torch.randint(len(glimpses), (args.train_batch_size,), generator=generator).tolist()
+        for scale in range(model.config.num_scales):
+            some = [glimpses[number] for number in chosen if glimpses[number].scale == scale]
+            if not some:
+                continue
+            share = len(some) / len(chosen)
+            loss, losses = compute_loss(model.model, supervision, some)
+            (share * loss).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + share * value.item()
+        nn.utils.clip_grad_norm_([*model.parameters(), *supervision.parameters()], args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if step % args.logging_steps == 0:
+            means = ", ".join(f"{name} {total / args.logging_steps:.3f}" for name, total in sums.items())
+            progress.write(f"step {step}: {means}")
+            sums = {}
+    model.save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+
+
+def main():
+    try:
+        teach(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
