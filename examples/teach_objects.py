@@ -33,6 +33,8 @@ import torch
 from grounding.checks import DataError
 from grounding.muon import Muon
 from grounding.optimization import create_parameter_groups
+from grounding.run import LOAD_FAILURES
+from grounding.setup import drop_early_exit_rule
 from scenes import ScenesDataset
 from scenes.levels import LEVELS
 from scenes.supervision import HEADS_RATE, ROLES, UNKNOWN, SceneSupervision, cover_patches, describe_patches
@@ -183,8 +185,12 @@ def compute_loss(
 
 def teach(args: Arguments):
     set_seed(args.seed)
-    model = ScanFormerForVisualGrounding.from_pretrained(args.model_name_or_path)
-    processor = ScanFormerProcessor.from_pretrained(args.model_name_or_path)
+    try:
+        model = ScanFormerForVisualGrounding.from_pretrained(args.model_name_or_path)
+        processor = ScanFormerProcessor.from_pretrained(args.model_name_or_path)
+    except LOAD_FAILURES as error:
+        raise DataError(f"{args.model_name_or_path} is no model with its processor: {error}") from error
+    drop_early_exit_rule(model)
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     glimpses = collect_glimpses(args, processor.image_processor)

@@ -136,7 +136,7 @@ def test_teaching_is_reproducible_and_leaves_the_rest_alone(untrained, tmp_path,
     assert losses[1] < 0.9 * losses[0]
 
 
-def test_too_few_pictures_are_told(untrained, tmp_path, monkeypatch):
+def test_what_cannot_be_used_is_told(untrained, tmp_path, monkeypatch):
     model, processor = untrained
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -146,4 +146,7 @@ def test_too_few_pictures_are_told(untrained, tmp_path, monkeypatch):
         teach_objects.main()
     monkeypatch.setattr("sys.argv", ["teach_objects.py", *words, "--dataset_level", "none"])
     with pytest.raises(SystemExit, match="unknown level"):
+        teach_objects.main()
+    monkeypatch.setattr("sys.argv", ["teach_objects.py", *words, "--model_name_or_path", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="nowhere is no model"):
         teach_objects.main()
