@@ -20,10 +20,15 @@ import torch
 from safetensors.torch import load_file
 from scenes import ScenesDataset
 from scenes.create_model import create_model
-from scenes.supervision import UNKNOWN, SceneSupervision, label_patches
-from teach_objects import LARGEST_SIDE, Arguments, compute_loss, find_glimpses, teach
+from scenes.supervision import ROLES, UNKNOWN, SceneSupervision, label_patches
+from teach_objects import LARGEST_SIDE, Arguments, Glimpse, compute_loss, find_glimpses, teach
 
 from modeling_scanformer.pyramid_scanformer import scale_offsets
+
+
+NUM_PICTURES = 6
+# The roles that looks tell.
+LOOKS = [ROLES.index("described"), ROLES.index("anchor_described")]
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +41,19 @@ def untrained():
 
 @pytest.fixture(scope="module")
 def dataset():
-    return ScenesDataset("train", seed=3, num_samples=6, level="standard+easy")
+    return ScenesDataset("train", seed=3, num_samples=18, level="standard+easy", expressions_per_scene=3)
 
 
 def test_glimpses_are_the_patches_that_a_scan_would_read(untrained, dataset):
     model, processor = untrained
-    scales = set()
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        inputs = processor(images=[sample["image"]], text=[sample["expression"]], return_tensors="pt")
+    scales, fits = set(), set()
+    for number in range(NUM_PICTURES):
+        samples = [dataset[3 * number + following] for following in range(3)]
+        inputs = processor(images=[samples[0]["image"]], text=["it"], return_tensors="pt")
         pixels, shapes = inputs["pixel_values"][0], inputs["spatial_shapes"]
-        labels = label_patches([sample], shapes, len(pixels), model.config.patch_size)
+        labels = label_patches(samples, shapes.expand(3, -1, -1), len(pixels), model.config.patch_size)
         offsets = scale_offsets(len(pixels), model.config.num_scales)
-        glimpses = find_glimpses(index, dataset, processor.image_processor)
+        glimpses = find_glimpses(number, dataset, processor.image_processor)
         scales.update(glimpse.scale for glimpse in glimpses)
         for glimpse in glimpses:
             assert list(glimpse.grid) == shapes[0, glimpse.scale].tolist()
@@ -57,50 +62,68 @@ def test_glimpses_are_the_patches_that_a_scan_would_read(untrained, dataset):
             np.testing.assert_array_equal(glimpse.names, labels["patch_names"][0, places])
             np.testing.assert_array_equal(glimpse.outlines, labels["patch_outlines"][0, places])
             assert (glimpse.names != UNKNOWN).any(), "something is known of what is shown"
+            assert glimpse.expressions == [sample["expression"] for sample in samples]
+            np.testing.assert_array_equal(glimpse.roles[..., LOOKS], labels["patch_roles"][:, places][..., LOOKS])
+            among_others = np.delete(glimpse.roles, LOOKS, axis=-1)
+            shown = labels["patch_outlines"][0, places].isfinite().all(-1).numpy()
+            assert (among_others[:, shown] == UNKNOWN).all(), "the others are not seen"
+            fits.update(glimpse.roles[..., LOOKS].ravel().tolist())
             rows, columns = np.divmod(glimpse.indices, glimpse.grid[1])
             assert max(np.ptp(rows), np.ptp(columns)) < LARGEST_SIDE
             assert len(glimpse.indices) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert scales >= {1, 2}
+    assert fits >= {0, 1}
 
 
 def test_the_loss_of_a_batch_is_that_of_its_glimpses(untrained, dataset):
     model, processor = untrained
     supervision = SceneSupervision(model.config)
-    glimpses = [g for i in range(len(dataset)) for g in find_glimpses(i, dataset, processor.image_processor)]
+    glimpses = [g for i in range(NUM_PICTURES) for g in find_glimpses(i, dataset, processor.image_processor)]
     glimpses = [glimpse for glimpse in glimpses if glimpse.scale == 2]
+    chosen = [place % 3 for place in range(len(glimpses))]
     assert len({len(glimpse.indices) for glimpse in glimpses}) > 2, "some are padded"
+
+    def loss_of(glimpses: list[Glimpse], chosen: list[int]) -> torch.Tensor:
+        return compute_loss(model.model, supervision, processor.tokenizer, glimpses, chosen)[0]
+
     with torch.no_grad():
-        together, losses = compute_loss(model.model, supervision, glimpses)
-        alone = [compute_loss(model.model, supervision, [glimpse])[0] for glimpse in glimpses]
-    torch.testing.assert_close(together, torch.stack(alone).mean())
-    assert losses["loss_roles"] == 0, "nobody has said anything"
+        together = loss_of(glimpses, chosen)
+        alone = torch.stack([loss_of([glimpse], [number]) for glimpse, number in zip(glimpses, chosen)])
+        otherwise = loss_of(glimpses, [(number + 1) % 3 for number in chosen])
+    torch.testing.assert_close(together, alone.mean())
+    assert not torch.isclose(together, otherwise), "it depends on what is asked"
 
 
-def test_encoder1_reads_an_object_as_in_a_scan(untrained, dataset):
-    """A picture of one patch at its coarsest scale is all the object that is shown there."""
+def test_encoder1_reads_an_object_as_a_scan_does(untrained, dataset):
+    """Whose coarsest scale shows nothing but the object."""
     model, processor = untrained
     sample = dataset[0]
-    inputs = processor(images=[sample["image"]], text=["it"], return_tensors="pt")
-    rows, columns = inputs["spatial_shapes"][0, 0].tolist()
-    whole = teach_objects.Glimpse(
+    inputs = processor(images=[sample["image"]], text=[sample["expression"]], return_tensors="pt")
+    grid = tuple(inputs["spatial_shapes"][0, 0].tolist())
+    num_patches = grid[0] * grid[1]
+    whole = Glimpse(
         scale=0,
-        grid=(rows, columns),
-        indices=np.arange(rows * columns),
-        patches=inputs["pixel_values"][0, : rows * columns].numpy(),
-        names=np.full((rows * columns, 3), UNKNOWN),
-        outlines=np.full((rows * columns, 4), np.nan, np.float32),
+        grid=grid,
+        indices=np.arange(num_patches),
+        patches=inputs["pixel_values"][0, :num_patches].numpy(),
+        names=np.full((num_patches, 3), UNKNOWN),
+        outlines=np.full((num_patches, 4), np.nan, np.float32),
+        expressions=[sample["expression"]],
+        roles=np.full((1, num_patches, 4), UNKNOWN),
     )
     seen = []
-    supervision = SceneSupervision(model.config)
-    supervision.forward = lambda states, indices, **options: seen.append((states, indices)) or (None, {})
+
+    def look(hidden_states, patch_indices, text_length, **labels):
+        seen.extend([hidden_states, patch_indices, text_length])
+
     with torch.no_grad():
-        compute_loss(model.model, supervision, [whole])
-        # a scan without a text: all keys of the text are masked
-        scan = model.model.start_scan(**{**inputs, "attention_mask": torch.zeros_like(inputs["attention_mask"])})
-        model.model.read_scale(scan)
-    states, (indices,) = seen[0]
-    assert indices.tolist() == [list(range(rows * columns))]
-    torch.testing.assert_close(states[-1][:, 1:], scan.pending[-1][:, 1:], rtol=1e-4, atol=1e-4)
+        compute_loss(model.model, look, processor.tokenizer, [whole], [0])
+        outputs = model(**inputs, output_hidden_states=True)
+    hidden_states, (indices,), text_length = seen
+    assert text_length == inputs["input_ids"].shape[1]
+    assert indices.tolist() == [list(range(num_patches))]
+    for own, scanned in zip(hidden_states, outputs.hidden_states):
+        torch.testing.assert_close(own, scanned[:, : own.shape[1]], rtol=1e-4, atol=1e-4)
 
 
 def test_teaching_is_reproducible_and_leaves_the_rest_alone(untrained, tmp_path, capsys):
@@ -127,7 +150,13 @@ def test_teaching_is_reproducible_and_leaves_the_rest_alone(untrained, tmp_path,
     after, again = run("taught", 40), run("again", 40)
     for name, weights in after.items():
         assert torch.equal(weights, again[name]), name
-        tokens = ("patch_embeddings", "reg_tokens", "modality_embeddings", *(f"layers.{layer}." for layer in range(3)))
+        tokens = (
+            "text_embeddings",
+            "patch_embeddings",
+            "reg_tokens",
+            "modality_embeddings",
+            *(f"layers.{layer}." for layer in range(3)),
+        )
         taught = any(part in name for part in tokens)
         assert taught or torch.equal(weights, before[name]), f"{name} has nothing to do with it"
     assert not torch.equal(after["model.layers.0.mlp.fc1.weight"], before["model.layers.0.mlp.fc1.weight"])
