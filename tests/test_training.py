@@ -30,6 +30,7 @@ from filelock import FileLock
 from grounding.optimization import selection_threshold
 from safetensors.torch import load_file
 from scenes.create_model import create_model
+from scenes.supervision import HEADS_RATE
 from tiny import picture
 
 
@@ -120,6 +121,15 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untraine
     assert_same_files(resumed, whole)
     config = json.loads((whole / "config.json").read_text())
     assert config["selection_threshold"] == 0.5, "the model is saved with its final threshold"
+
+
+def test_heads_of_the_supervision_learn_faster(monkeypatch, untrained, tmp_path):
+    options = {"scene_supervision": 1.0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    _, lines = train(monkeypatch, untrained, tmp_path / "run", **options)
+    assert {line["learning_rate"] for line in lines if "learning_rate" in line} == {1e-3}, "the model's is logged"
+    groups = torch.load(tmp_path / "run" / "checkpoint-4" / "optimizer.bin", weights_only=True)["param_groups"]
+    assert {group["lr"] for group in groups[:-1]} == {1e-3}
+    assert groups[-1]["lr"] == HEADS_RATE * 1e-3
 
 
 def test_runs_do_not_mix_in_one_folder(monkeypatch, untrained, tmp_path):

@@ -84,7 +84,11 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
         raise
     except LOAD_FAILURES as error:
         raise DataError(_describe_missing_model(args.model_name_or_path, base, error)) from error
-    drop_early_exit_rule(model)
+    if model.generation_config.early_exit_rule is not None:
+        logger.warning(
+            "The rule of early exit is left out: it holds for the weights before training. Calibrate it again."
+        )
+        model.generation_config.update(early_exit=None, early_exit_rule=None)
     if args.longest_edge is not None:
         processor.image_processor.size = {"longest_edge": args.longest_edge}
     if args.selection_threshold is not None:
@@ -107,15 +111,6 @@ def load_model(args: GroundingArguments) -> tuple[ScanFormerForVisualGrounding |
             "its processor and as `selection_threshold`."
         )
     return model, processor
-
-
-def drop_early_exit_rule(model: ScanFormerForVisualGrounding):
-    """Before weights change, with a warning if there is a rule."""
-    if model.generation_config.early_exit_rule is not None:
-        logger.warning(
-            "The rule of early exit is left out: it holds for the weights before training. Calibrate it again."
-        )
-        model.generation_config.update(early_exit=None, early_exit_rule=None)
 
 
 def check_base_is_public(model: ScanFormerForVisualGrounding | PeftModel):

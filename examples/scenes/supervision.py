@@ -166,25 +166,6 @@ def describe_patches(
     return names, outlines
 
 
-def assign_roles(played: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """
-    The roles of what is in the patches of one scale.
-
-    Args:
-        played (`np.ndarray` of shape `(4, num_objects)`):
-            See [`find_roles`].
-        covered (`np.ndarray` of shape `(num_objects, num_patches)`):
-            See [`cover_patches`].
-
-    Returns:
-        `np.ndarray` of shape `(num_patches, 4)`: 1 where the patch is one of an object that has the role, 0 where it is not,
-        and `UNKNOWN` where that is unclear.
-    """
-    has = ((played[..., None] == 1) & (covered > TOUCHED)).any(1)
-    may_have = ((played[..., None] != 0) & (covered > 0)).any(1)
-    return np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
-
-
 def label_patches(
     samples: list[dict], spatial_shapes: torch.Tensor, num_patches: int, patch_size: int
 ) -> dict[str, torch.Tensor]:
@@ -219,11 +200,13 @@ def label_patches(
             shares = cover_patches(sample["owner"], len(graph["objects"]), grids)
             told = [describe_patches(graph, *pair, patch_size) for pair in zip(shares, grids)]
             pictures[sample["image_id"]] = shares, told
-        played = find_roles(sample["program"], Facts(graph))
+        played = find_roles(sample["program"], Facts(graph))[..., None]  # (num_roles, num_objects, 1)
         for offset, covered, described in zip(offsets, *pictures[sample["image_id"]]):
             places = slice(offset, offset + covered.shape[1])
             names[row, places], outlines[row, places] = described
-            roles[row, places] = assign_roles(played, covered)
+            has = ((played == 1) & (covered > TOUCHED)).any(1)
+            may_have = ((played != 0) & (covered > 0)).any(1)
+            roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
     return {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
 
 
@@ -310,11 +293,12 @@ def _name_loss(logits: tuple[torch.Tensor, ...], names: torch.Tensor) -> torch.T
 
 
 def _role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Balanced as relevance is, role by role."""
-    losses = [
-        balanced_relevance_loss(values, truth == 1, read & (truth != UNKNOWN)).mean()
-        for values, truth in zip(logits.unbind(-1), roles.unbind(-1))
-    ]
+    """Balanced as relevance is; of a role that nothing read has, there is nothing to learn."""
+    losses = []
+    for values, truth in zip(logits.unbind(-1), roles.unbind(-1)):
+        has = (truth == 1) & read
+        loss = balanced_relevance_loss(values, has, read & (truth != UNKNOWN))
+        losses.append(loss.where(has.any(1), 0).mean())
     return torch.stack(losses).mean()
 
 
