@@ -58,10 +58,18 @@ def test_roles_follow_the_program(samples):
     kinds = set()
     for sample in samples:
         facts = Facts(sample["scene"])
-        described, anchor_described, anchor, target = find_roles(sample["program"], facts)
+        roles = dict(zip(ROLES, find_roles(sample["program"], facts)))
+        target, described = roles["target"], roles["target_described"]
+        anchor, anchor_described = roles["anchor"], roles["anchor_described"]
         assert np.flatnonzero(target == 1).tolist() == [sample["scene"]["target"]]
         assert described[target == 1].all(), "the words for the target fit it"
         assert (anchor_described[anchor == 1] == 1).all(), "and those for another thing fit that"
+        asked = [roles[f"target_{name}"] for name in (*NAMES, "size") if (roles[f"target_{name}"] == 1).any()]
+        fits_all = np.min([[1] * len(target), *(np.where(row == UNKNOWN, 1, row) for row in asked)], axis=0)
+        assert np.array_equal(described != 0, fits_all == 1), "what has every attribute asked for is described"
+        assert roles["target_related"][target == 1] in (1, UNKNOWN), "and the target is where it is asked to be"
+        related = {step["function"] for step in sample["program"]} & {"relate", "between"}
+        assert bool(related) == any((roles[f"{whose}_related"] == 1).any() for whose in ("target", "anchor"))
         num_anchors = sum(step["function"] == "unique" for step in sample["program"]) - 1
         assert (anchor == 1).sum() <= num_anchors
         assert (anchor == 1).any() == (num_anchors > 0)
@@ -91,7 +99,23 @@ def test_roles_of_a_program_written_by_hand():
         {"function": "unique", "inputs": [5]},
     ]
     roles = dict(zip(ROLES, find_roles(program, facts).tolist()))
-    assert roles == {"described": [1, 1, 0], "anchor_described": [0, 1, 0], "anchor": [0, 1, 0], "target": [1, 0, 0]}
+    unasked = [UNKNOWN] * 3
+    assert roles == {
+        "target": [1, 0, 0],
+        "target_described": [1, 1, 0],
+        "target_color": [1, 1, 0],
+        "target_texture": unasked,
+        "target_shape": unasked,
+        "target_size": unasked,
+        "target_related": [1, 0, 0],
+        "anchor": [0, 1, 0],
+        "anchor_described": [0, 1, 0],
+        "anchor_color": [1, 1, 0],
+        "anchor_texture": unasked,
+        "anchor_shape": [0, 1, 1],
+        "anchor_size": unasked,
+        "anchor_related": unasked,
+    }
 
 
 def test_labels_say_what_is_in_the_picture(samples, batch):

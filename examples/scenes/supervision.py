@@ -30,9 +30,13 @@ from .programs import FUNCTIONS, Facts, ObjectSet, members
 
 
 NAMES = {"color": tuple(COLORS), "texture": TEXTURES, "shape": SHAPES}
-# What an object can be in an expression: one that the words for the target fit, relations and order aside; one that the
-# words for another thing fit; that other thing; the target.
-ROLES = ("described", "anchor_described", "anchor", "target")
+# What an object can be in an expression: the target, or another thing that it names; one with all the attributes asked of
+# either; one with the colour, texture, shape or size asked for, whatever else is asked; one in the relations asked for.
+ROLES = tuple(
+    whose + part
+    for whose in ("target", "anchor")
+    for part in ("", "_described", "_color", "_texture", "_shape", "_size", "_related")
+)
 UNKNOWN = -1
 
 # What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it.
@@ -45,7 +49,7 @@ TOUCHED, SHOWN = 0.05, 0.12
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed.
-NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 4.0, 10.0, 1.0
+NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 4.0, 35.0, 1.0
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate.
 HEADS_RATE = 10.0
@@ -62,37 +66,51 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
             Of the scene graph.
 
     Returns:
-        `np.ndarray` of shape `(4, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has not, and
-        `UNKNOWN` where that is unclear.
+        `np.ndarray` of shape `(14, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has not, and
+        `UNKNOWN` where that is unclear, or the expression asks for nothing of the kind.
     """
     results: list[ObjectSet] = []
     for step in program:
         inputs = [results[number] for number in step["inputs"]]
         results.append(FUNCTIONS[step["function"]](facts, inputs, step))
-    roles = np.zeros((len(ROLES), len(facts.objects)), np.int8)
+    roles: dict[str, np.ndarray] = {}
 
     def add(role: str, objects: ObjectSet):
-        row = roles[ROLES.index(role)]
+        row = roles.setdefault(role, np.zeros(len(facts.objects), np.int8))
         certain, possible = members(objects[0]), members(objects[1])
         row[[number for number in possible if row[number] == 0]] = UNKNOWN
         row[certain] = 1
 
     for number, step in enumerate(program):
         if step["function"] == "unique":
-            is_target = number == len(program) - 1
-            add("described" if is_target else "anchor_described", _described(program, number, facts))
-            add("target" if is_target else "anchor", results[number])
-    return roles
+            whose = "target" if number == len(program) - 1 else "anchor"
+            asked, start = _trace(program, number)
+            add(whose, results[number])
+            add(f"{whose}_described", _fitting(asked, facts))
+            for attribute in {step["attribute"] for step in asked}:
+                alike = [step for step in asked if step["attribute"] == attribute]
+                add(f"{whose}_{attribute}", _fitting(alike, facts))
+            if program[start]["function"] != "scene":
+                add(f"{whose}_related", results[start])
+    unasked = np.full(len(facts.objects), UNKNOWN, np.int8)
+    return np.stack([roles.get(role, unasked) for role in ROLES])
 
 
-def _described(program: list[dict], number: int, facts: Facts) -> ObjectSet:
-    """What fits the attributes that are asked of the object of a step, whatever else is asked of it."""
+def _trace(program: list[dict], number: int) -> tuple[list[dict], int]:
+    """The steps that ask for attributes of the object of a step, and the step that gives the objects that all is asked of."""
+    asked = []
+    while program[number]["function"] in ("unique", "filter", "exclude", "extreme", "ordinal", "nearest"):
+        if program[number]["function"] in ("filter", "exclude"):
+            asked.append(program[number])
+        number = program[number]["inputs"][0]
+    return asked, number
+
+
+def _fitting(asked: list[dict], facts: Facts) -> ObjectSet:
+    """The objects that have all the attributes asked for."""
     objects = (facts.everything, facts.everything)
-    step = program[number]
-    while step["function"] in ("unique", "filter", "exclude", "extreme", "ordinal", "nearest"):
-        if step["function"] in ("filter", "exclude"):
-            objects = FUNCTIONS[step["function"]](facts, [objects], step)
-        step = program[step["inputs"][0]]
+    for step in asked:
+        objects = FUNCTIONS[step["function"]](facts, [objects], step)
     return objects
 
 
@@ -184,7 +202,7 @@ def label_patches(
 
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
-        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 4)`; see [`describe_patches`] and
+        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 14)`; see [`describe_patches`] and
         [`find_roles`]. Of padding nothing is known.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
