@@ -34,6 +34,16 @@ from scenes.supervision import HEADS_RATE
 from tiny import picture
 
 
+# All that learning from scene graphs brings, in low precision and in parts of a batch.
+SUPERVISED = {
+    "scene_supervision": 1.0,
+    "optimizer": "muon",
+    "augment": ["veil"],
+    "mixed_precision": "bf16",
+    "gradient_accumulation_steps": 2,
+}
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("untrained")
@@ -95,7 +105,7 @@ def assert_same_files(folder, expected, name="model.safetensors"):
 
 @pytest.mark.parametrize(
     "compiled, more",
-    [(False, {}), (True, {}), (False, {"optimizer": "muon", "scene_supervision": 1.0, "augment": ["veil"]})],
+    [(False, {}), (True, {}), (False, SUPERVISED)],
     ids=["plain", "compiled", "supervised"],
 )
 def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untrained, tmp_path, compiled, more):
