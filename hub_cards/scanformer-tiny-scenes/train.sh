@@ -3,10 +3,10 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Seventeen and a half hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and
-# 10 on one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went
-# through these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning
-# rate had begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
+# Nearly nineteen hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
+# one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
+# these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
+# begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
 set -euo pipefail
 out=${1:-outputs/scanformer-tiny-scenes}
 
@@ -147,3 +147,21 @@ compiled_stage 33 32 --longest_edge 448 --dataset_level contrasts --seed 98 --ma
 compiled_stage 34 33 --longest_edge 448 --seed 99 --max_train_steps 620 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no --augment veil
 python -m conversion.interpolate_weights "$out/32" "$out/34" "$out/35" --share 0.75
+# What every patch shows, and which part it plays, is now learned from the scene graphs, of which the stages before knew nothing.
+# Stage 36 was the first steps of a longer one, whose rate had fallen to seven tenths; the roles of patches weighed a third of
+# what they do now. In stage 37 the model begins to tell textures and shapes; stage 38 brings veils again. By themselves these
+# models are worse than stage 35's, and in the mean with it better.
+supervised_stage() { # name, start, and what differs
+    stage_of_two "$1" "$2" "" --expressions_per_scene 2 --validation_split "" --mixed_precision no --attn_implementation sdpa \
+        --per_device_train_batch_size 32 --scene_supervision 1 --optimizer muon --ema_decay 0.99 --lr_scheduler_type linear \
+        "${@:3}"
+}
+supervised_stage 36 35 --longest_edge 384 --dataset_level contrasts+standard+standard --expressions_per_scene 4 --seed 103 \
+    --max_train_steps 800 --learning_rate 1e-3 --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 \
+    --scene_supervision 0.25
+supervised_stage 37 36 --longest_edge 384 --dataset_level contrasts+standard+standard --seed 106 --max_train_steps 1650 \
+    --learning_rate 1e-3 --num_warmup_steps 30
+supervised_stage 38 37 --longest_edge 448 --seed 107 --max_train_steps 220 --learning_rate 4e-4 --num_warmup_steps 20 \
+    --augment veil
+python -m conversion.interpolate_weights "$out/37" "$out/38" "$out/39" --share 0.5
+python -m conversion.interpolate_weights "$out/35" "$out/39" "$out/40" --share 0.5
