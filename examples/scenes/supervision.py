@@ -31,7 +31,9 @@ from .programs import FUNCTIONS, Facts, ObjectSet, members
 
 NAMES = {"color": tuple(COLORS), "texture": TEXTURES, "shape": SHAPES}
 # What an object can be in an expression: the target, or another thing that it names; one with all the attributes asked of
-# either; one with the colour, texture, shape or size asked for, whatever else is asked; one in the relations asked for.
+# either; one with the colour, texture, shape or size asked for, or not with the one excluded, whatever else is asked; one that
+# is where it is asked to be (left, right, above, below, between: what is nearest is an order, not a place). Of several other
+# things, what fits any of them counts.
 ROLES = tuple(
     whose + part
     for whose in ("target", "anchor")
@@ -68,7 +70,8 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
 
     Returns:
         `np.ndarray` of shape `(14, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has not, and
-        `UNKNOWN` where that is unclear, or the expression asks for nothing of the kind.
+        `UNKNOWN` where that is unclear, or the expression asks for nothing of the kind. Where no attribute is asked for, all
+        objects have them all.
     """
     results: list[ObjectSet] = []
     for step in program:
@@ -98,7 +101,7 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
 
 
 def _trace(program: list[dict], number: int) -> tuple[list[dict], int]:
-    """The steps that ask for attributes of the object of a step, and the step that gives the objects that all is asked of."""
+    """The steps that ask for attributes of the object of a step, and the number of the one with the objects to choose from."""
     asked = []
     while program[number]["function"] in ("unique", "filter", "exclude", "extreme", "ordinal", "nearest"):
         if program[number]["function"] in ("filter", "exclude"):

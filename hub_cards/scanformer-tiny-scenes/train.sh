@@ -140,17 +140,17 @@ compiled_stage 31 30 --longest_edge 384 --seed 96 --max_train_steps 2600 --learn
 # The weights of stage 31 read 448 pixels better than 384 without having seen any; this stage ran on a CPU without units for bf16.
 compiled_stage 32 31 --longest_edge 448 --seed 97 --max_train_steps 700 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no
-# So did the last two; in the end, nearly half of the pictures were veiled in gray, for the sake of nights and fogs. What that
+# So did the next two; in stage 34, nearly half of the pictures were veiled in gray, for the sake of nights and fogs. What that
 # costs by day, the mean of the weights wins back. Up to commit af7fb3d, a veil was drawn for every expression about a picture.
 compiled_stage 33 32 --longest_edge 448 --dataset_level contrasts --seed 98 --max_train_steps 200 --learning_rate 4e-4 \
     --lr_scheduler_type constant_with_warmup --num_warmup_steps 30 --mixed_precision no
 compiled_stage 34 33 --longest_edge 448 --seed 99 --max_train_steps 620 --learning_rate 4e-4 \
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no --augment veil
 python -m conversion.interpolate_weights "$out/32" "$out/34" "$out/35" --share 0.75
-# What every patch shows, and which part it plays, is now learned from the scene graphs, of which the stages before knew nothing.
-# Stage 36 was the first steps of a longer one, whose rate had fallen to seven tenths; the roles of patches weighed a third of
-# what they do now. In stage 37 the model begins to tell textures and shapes; stage 38 brings veils again. By themselves these
-# models are worse than stage 35's, and in the mean with it better.
+# What every patch shows, and which part it plays, is now learned from the scene graphs: the stages before knew nothing of them.
+# Stage 36 was the first steps of a longer one, whose rate had fallen to seven tenths, with a weight of 35 for roles, of which
+# --scene_supervision 0.25 now makes 100. In stage 37 the model begins to tell textures and shapes; stage 38 brings veils again.
+# By themselves these models are worse than stage 35's; their mean with it is better by day, and about as good at night.
 supervised_stage() { # name, start, and what differs
     stage_of_two "$1" "$2" "" --expressions_per_scene 2 --validation_split "" --mixed_precision no --attn_implementation sdpa \
         --per_device_train_batch_size 32 --scene_supervision 1 --optimizer muon --ema_decay 0.99 --lr_scheduler_type linear \
