@@ -50,8 +50,8 @@ TOUCHED, SHOWN = 0.05, 0.12
 # A patch shows one object if no other covers more of it than this share of what the one does: to be named, to be outlined.
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
-# Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, most of which is noise of
-# the target's box: with these, names and roles have about as large a share of it in Encoder1.
+# Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's box
+# is large: these are meant to give names and roles shares of the same order in Encoder1.
 NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 16.0, 400.0, 4.0
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate.

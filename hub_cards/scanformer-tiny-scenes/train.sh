@@ -148,7 +148,7 @@ compiled_stage 34 33 --longest_edge 448 --seed 99 --max_train_steps 620 --learni
     --lr_scheduler_type linear --num_warmup_steps 30 --mixed_precision no --augment veil
 python -m conversion.interpolate_weights "$out/32" "$out/34" "$out/35" --share 0.75
 # What every patch shows, and which part it plays, is now learned from the scene graphs: the stages before knew nothing of them.
-# Stage 36 was the first steps of a longer one, whose rate had fallen to seven tenths, with a weight of 35 for roles, of which
+# Stage 36 was the first steps of longer ones, whose rate had fallen to seven tenths, with a weight of 35 for roles, of which
 # --scene_supervision 0.25 now makes 100. In stage 37 the model begins to tell textures and shapes; stage 38 brings veils again.
 # By themselves these models are worse than stage 35's; their mean with it is better by day, and about as good at night.
 supervised_stage() { # name, start, and what differs
