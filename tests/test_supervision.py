@@ -84,41 +84,99 @@ def test_roles_follow_the_program(samples):
     assert {"attribute", "superlative", "ordinal", "relation"} <= kinds
 
 
-def test_roles_of_a_program_written_by_hand():
+def a_step(function, *inputs, **arguments):
+    return {"function": function, "inputs": list(inputs), **arguments}
+
+
+THE_RED_THING_LEFT_OF_THE_RED_SQUARE = [
+    a_step("scene"),
+    a_step("filter", 0, attribute="color", value="red"),
+    a_step("filter", 1, attribute="shape", value="square"),
+    a_step("unique", 2),
+    a_step("relate", 3, relation="left"),
+    a_step("filter", 4, attribute="color", value="red"),
+    a_step("unique", 5),
+]
+THE_THING_BETWEEN_THE_STAR_AND_THE_BLUE_SQUARE = [
+    a_step("scene"),
+    a_step("filter", 0, attribute="shape", value="star"),
+    a_step("unique", 1),
+    a_step("filter", 0, attribute="color", value="blue"),
+    a_step("filter", 3, attribute="shape", value="square"),
+    a_step("unique", 4),
+    a_step("between", 2, 5),
+    a_step("unique", 6),
+]
+THE_SQUARE_THAT_IS_NOT_RED = [
+    a_step("scene"),
+    a_step("filter", 0, attribute="shape", value="square"),
+    a_step("exclude", 1, attribute="color", value="red"),
+    a_step("unique", 2),
+]
+THE_SQUARE_NEAREST_TO_THE_STAR = [
+    a_step("scene"),
+    a_step("filter", 0, attribute="shape", value="star"),
+    a_step("unique", 1),
+    a_step("filter", 0, attribute="shape", value="square"),
+    a_step("nearest", 3, 2),
+    a_step("unique", 4),
+]
+
+
+@pytest.mark.parametrize(
+    "program,roles",
+    [
+        (
+            THE_RED_THING_LEFT_OF_THE_RED_SQUARE,
+            {
+                "target": [1, 0, 0],
+                "target_described": [1, 1, 0],
+                "target_color": [1, 1, 0],
+                "target_related": [1, 0, 0],
+                "anchor": [0, 1, 0],
+                "anchor_described": [0, 1, 0],
+                "anchor_color": [1, 1, 0],
+                "anchor_shape": [0, 1, 1],
+            },
+        ),
+        (  # of two other things, what fits either counts
+            THE_THING_BETWEEN_THE_STAR_AND_THE_BLUE_SQUARE,
+            {
+                "target": [0, 1, 0],
+                "target_described": [1, 1, 1],
+                "target_related": [0, 1, 0],
+                "anchor": [1, 0, 1],
+                "anchor_described": [1, 0, 1],
+                "anchor_color": [0, 0, 1],
+                "anchor_shape": [1, 1, 1],
+            },
+        ),
+        (
+            THE_SQUARE_THAT_IS_NOT_RED,
+            {"target": [0, 0, 1], "target_described": [0, 0, 1], "target_color": [0, 0, 1], "target_shape": [0, 1, 1]},
+        ),
+        (  # what is nearest is an order, not a place
+            THE_SQUARE_NEAREST_TO_THE_STAR,
+            {
+                "target": [0, 1, 0],
+                "target_described": [0, 1, 1],
+                "target_shape": [0, 1, 1],
+                "anchor": [1, 0, 0],
+                "anchor_described": [1, 0, 0],
+                "anchor_shape": [1, 0, 0],
+            },
+        ),
+    ],
+)
+def test_roles_of_a_program_written_by_hand(program, roles):
     def thing(color, shape, left):
         box = [left, 40.0, left + 40.0, 80.0]
         return {"color": color, "texture": "solid", "shape": shape, "size": "medium", "side": 40.0, "bbox": box}
 
     objects = [thing("red", "star", 0.0), thing("red", "square", 100.0), thing("blue", "square", 200.0)]
     facts = Facts({"width": 320, "height": 120, "objects": objects})
-    # the red thing left of the red square
-    program = [
-        {"function": "scene", "inputs": []},
-        {"function": "filter", "inputs": [0], "attribute": "color", "value": "red"},
-        {"function": "filter", "inputs": [1], "attribute": "shape", "value": "square"},
-        {"function": "unique", "inputs": [2]},
-        {"function": "relate", "inputs": [3], "relation": "left"},
-        {"function": "filter", "inputs": [4], "attribute": "color", "value": "red"},
-        {"function": "unique", "inputs": [5]},
-    ]
-    roles = dict(zip(ROLES, find_roles(program, facts).tolist()))
-    unasked = [UNKNOWN] * 3
-    assert roles == {
-        "target": [1, 0, 0],
-        "target_described": [1, 1, 0],
-        "target_color": [1, 1, 0],
-        "target_texture": unasked,
-        "target_shape": unasked,
-        "target_size": unasked,
-        "target_related": [1, 0, 0],
-        "anchor": [0, 1, 0],
-        "anchor_described": [0, 1, 0],
-        "anchor_color": [1, 1, 0],
-        "anchor_texture": unasked,
-        "anchor_shape": [0, 1, 1],
-        "anchor_size": unasked,
-        "anchor_related": unasked,
-    }
+    found = dict(zip(ROLES, find_roles(program, facts).tolist()))
+    assert found == {name: roles.get(name, [UNKNOWN] * 3) for name in ROLES}
 
 
 def test_labels_say_what_is_in_the_picture(samples, batch):
