@@ -53,7 +53,7 @@ from grounding.optimization import average_weights, create_parameter_groups, sel
 from grounding.processes import check_processes, start_processes
 from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from peft import PeftModel
-from scenes.supervision import HEADS_RATE, LABELS, SceneSupervision, label_patches
+from scenes.supervision import HEADS_RATE, LABELS, SceneSupervision, label_samples
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -314,8 +314,8 @@ def compute_losses(
         return outputs.loss, outputs.loss_dict
     labels = {name: batch.pop(name) for name in LABELS}
     outputs = model(**batch, output_hidden_states=True)
-    text_length = batch["input_ids"].shape[1]
-    loss, losses = supervision(outputs.hidden_states, outputs.patch_indices, text_length, **labels)
+    layers = getattr(model, "module", model).model.layers
+    loss, losses = supervision(layers, outputs.hidden_states, outputs.patch_indices, **labels)
     return outputs.loss + weight * loss, {**outputs.loss_dict, **losses}
 
 
@@ -372,9 +372,9 @@ def train_model(args: Arguments, accelerator: Accelerator):
     supervision, labeller = None, None
     if args.scene_supervision > 0:
         supervision = make_supervision(model.config)
-        labeller = partial(label_patches, patch_size=model.config.patch_size)
+        labeller = partial(label_samples, patch_size=model.config.patch_size, tokenizer=processor.tokenizer)
     train_collator, eval_collator = make_collators(
-        args, processor, args.seed, share_pictures=not args.streaming, label_patches=labeller
+        args, processor, args.seed, share_pictures=not args.streaming, label_samples=labeller
     )
     # the samples of Scenes are in random order already, and made one after another; a stream shuffles itself
     shuffle = {} if args.streaming or args.dataset == "scenes" else {"shuffle": True}

@@ -13,6 +13,8 @@
 # limitations under the License.
 """examples/scenes/supervision.py and examples/grounding/muon.py: what is asked of patches is true, and asked of the patches."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ from grounding.muon import Muon, orthogonalize
 from grounding.optimization import create_parameter_groups
 from scenes import Facts, ScenesDataset
 from scenes.create_model import create_model
-from scenes.supervision import LABELS, NAMES, ROLES, UNKNOWN, SceneSupervision, find_roles, label_patches
+from scenes.supervision import LABELS, ROLES, SceneSupervision, attention_logits, find_roles, label_samples
+from scenes.words import MEANINGS, NAMES, UNKNOWN, label_words, table_of_fitting
 
 from modeling_scanformer.loss_scanformer import relevance
 from modeling_scanformer.pyramid_scanformer import scale_offsets
@@ -51,7 +54,8 @@ def batch(samples, model_and_processor):
     inputs = processor(images=images, text=[sample["expression"] for sample in samples], return_tensors="pt")
     boxes = [sample["bbox"] for sample in samples]
     inputs["labels"] = processor.boxes_to_labels(boxes, [(image.height, image.width) for image in images])
-    return inputs, label_patches(samples, inputs["spatial_shapes"], inputs["pixel_values"].shape[1], 16)
+    num_patches = inputs["pixel_values"].shape[1]
+    return inputs, label_samples(samples, inputs["spatial_shapes"], num_patches, 16, processor.tokenizer)
 
 
 def test_roles_follow_the_program(samples):
@@ -244,25 +248,108 @@ def test_the_states_of_patches_are_read_and_no_others(model_and_processor, batch
     assert any((indices < 0).any() for indices in outputs.patch_indices), "some rows are padded"
     states = [state.clone().requires_grad_() for state in outputs.hidden_states]
     supervision = SceneSupervision(model.config)
-    text_length = inputs["input_ids"].shape[1]
-    loss, losses = supervision(states, outputs.patch_indices, text_length, **labels)
+    loss, losses = supervision(model.model.layers, states, outputs.patch_indices, **labels)
     loss.backward()
-    assert sorted(losses) == ["loss_names", "loss_outlines", "loss_roles"]
+    assert sorted(losses) == ["loss_names", "loss_outlines", "loss_roles", "loss_words"]
     assert all(value > 0 for value in losses.values())
 
-    expected = [torch.zeros(NUM_SAMPLES, text_length, dtype=torch.bool)]
+    expected = []
     for scale, indices in enumerate(outputs.patch_indices):
         expected += [torch.zeros(NUM_SAMPLES, 1, dtype=torch.bool), indices >= 0]
         if scale > 0:
             expected.append(torch.zeros(NUM_SAMPLES, 1, dtype=torch.bool))
     expected = torch.cat(expected, dim=1)
+    meaningful = labels["word_meanings"] != UNKNOWN
     assert [index for index, state in enumerate(states) if state.grad is not None] == [2, 3]
-    for state in states[2:4]:
-        assert state.grad.shape[:2] == expected.shape
+    for number, state in enumerate(states[2:4], start=2):
         asked = state.grad.abs().sum(-1) > 0
-        assert not (asked & ~expected).any()
+        words, others = asked[:, : meaningful.shape[1]], asked[:, meaningful.shape[1] :]
+        assert others.shape == expected.shape
+        assert not (others & ~expected).any()
         # of a picture in which all is too small for its scale, nothing is asked
-        assert asked.sum() > 0.8 * expected.sum()
+        assert others.sum() > 0.8 * expected.sum()
+        # what fits a word is asked of the last layer, whose inputs are the states before
+        assert not (words & ~meaningful).any()
+        assert words.any() == (number == 2)
+
+
+def test_words_are_told_by_what_they_mean(model_and_processor):
+    _, processor = model_and_processor
+    expressions = [
+        "the violet half circle left of the big thing without a pattern",
+        "the circle with horizontal stripes that is not grey",
+        "stripy plus sign",
+    ]
+    meanings = label_words(expressions, processor.tokenizer)
+    encoded = processor.tokenizer(expressions, padding=True, return_tensors="pt")["input_ids"]
+    assert meanings.shape == encoded.shape
+    told = [
+        [
+            (token, MEANINGS[meaning])
+            for token, meaning in zip(processor.tokenizer.convert_ids_to_tokens(row), numbers)
+            if meaning != UNKNOWN
+        ]
+        for row, numbers in zip(encoded, meanings.tolist())
+    ]
+    assert told == [
+        [
+            ("violet", ("color", "purple")),
+            ("half", ("shape", "semicircle")),
+            ("circle", ("shape", "semicircle")),
+            ("without", ("texture", "solid")),
+            ("a", ("texture", "solid")),
+            ("pattern", ("texture", "solid")),
+        ],
+        [
+            ("circle", ("shape", "circle")),
+            ("horizontal", ("texture", "horizontal")),
+            ("stripes", ("texture", "horizontal")),
+            ("grey", ("color", "gray")),
+        ],
+        [("stripy", ("texture", "striped")), ("plus", ("shape", "cross")), ("sign", ("shape", "cross"))],
+    ]
+
+
+def test_what_a_word_fits():
+    table = table_of_fitting()
+
+    def fit(attribute, value, name):
+        return table[MEANINGS.index((attribute, value)), NAMES[attribute].index(name)]
+
+    assert fit("texture", "striped", "diagonal") == fit("texture", "diagonal", "diagonal") == 1
+    assert (
+        fit("texture", "striped", "dotted")
+        == fit("texture", "diagonal", "vertical")
+        == fit("color", "red", "blue")
+        == 0
+    )
+    assert fit("shape", "circle", "ring") == UNKNOWN, "some would call it so"
+    assert fit("shape", "ring", "circle") == 0
+    assert (table == 1).any(1).all()
+    known = torch.tensor([len(NAMES[attribute]) for attribute, _ in MEANINGS])
+    assert (table[torch.arange(table.shape[1]) >= known[:, None]] == UNKNOWN).all()
+
+
+def test_words_are_asked_of_the_attention_that_the_model_pays(model_and_processor, batch):
+    """The logits that the loss is of are those of the model, up to a constant for every patch."""
+    model, _ = model_and_processor
+    inputs, labels = batch
+    model = copy.deepcopy(model).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+    text_length = inputs["input_ids"].shape[1]
+    first = text_length + 1
+    patches = slice(first, first + outputs.patch_indices[0].shape[1])
+    layer, states = model.model.layers[2], outputs.hidden_states[2]
+    with torch.no_grad():
+        states = layer.layernorm_before(states)
+        logits = attention_logits(layer.attention, states[:, patches], states[:, :text_length])
+    paid = outputs.attentions[2][:, 0, patches, :text_length].log()
+    real = inputs["attention_mask"].bool()[:, None] & (outputs.patch_indices[0] >= 0)[..., None]
+    difference = (logits - paid).where(real, torch.nan)
+    spread = (difference - difference.nanmean(2, keepdim=True)).abs()
+    assert spread[real].max() < 1e-4
 
 
 def test_a_model_with_many_constant_tokens_is_refused(model_and_processor):
@@ -276,7 +363,7 @@ def test_patches_learn_to_say_what_they_show(samples, batch):
     inputs, labels = batch
     torch.manual_seed(0)
     model, _ = create_model(
-        "hidden_size=32,num_attention_heads=2,intermediate_size=64,num_hidden_layers=3,selection_layer=2", 128
+        "hidden_size=32,num_attention_heads=2,intermediate_size=64,num_hidden_layers=4,selection_layer=3", 128
     )
     supervision = SceneSupervision(model.config)
     few = {name: value[:8] for name, value in inputs.items()}
@@ -286,7 +373,7 @@ def test_patches_learn_to_say_what_they_show(samples, batch):
     values = []
     for _ in range(40):
         outputs = model(**few, output_hidden_states=True)
-        loss, losses = supervision(outputs.hidden_states, outputs.patch_indices, few["input_ids"].shape[1], **labels)
+        loss, losses = supervision(model.model.layers, outputs.hidden_states, outputs.patch_indices, **labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -294,6 +381,7 @@ def test_patches_learn_to_say_what_they_show(samples, batch):
     assert values[-1]["loss_names"] < 0.6 * values[0]["loss_names"]
     assert values[-1]["loss_roles"] < 0.7 * values[0]["loss_roles"]
     assert values[-1]["loss_outlines"] < 0.8 * values[0]["loss_outlines"]
+    assert values[-1]["loss_words"] < 0.8 * values[0]["loss_words"]
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])

@@ -453,7 +453,7 @@ class GroundingCollator:
         keep_samples (`bool`, *optional*, defaults to `False`):
             Adds "samples", the batch's samples without pictures but with "width", "height" and "truncated"; and
             "problems", those left out. A batch of which nothing is left has only these.
-        label_patches (`Callable`, *optional*):
+        label_samples (`Callable`, *optional*):
             Gives further entries of a batch for its samples, the spatial shapes of their pictures' pyramids and the length of
             these.
         share_pictures (`bool`, *optional*, defaults to `False`):
@@ -465,7 +465,7 @@ class GroundingCollator:
     on_error: str = "stop"
     keep_samples: bool = False
     augmentation: Callable | None = None
-    label_patches: Callable[[list[dict], torch.Tensor, int], dict[str, torch.Tensor]] | None = None
+    label_samples: Callable[[list[dict], torch.Tensor, int], dict[str, torch.Tensor]] | None = None
     share_pictures: bool = False
 
     def __call__(self, samples: list[dict]) -> dict:
@@ -509,9 +509,9 @@ class GroundingCollator:
             "labels": self.processor.boxes_to_labels(boxes, [(picture.height, picture.width) for picture in pictures]),
             PICTURE_INDEX: torch.tensor([places[content] for content in contents]),
         }
-        if self.label_patches is not None:
+        if self.label_samples is not None:
             shapes = batch["spatial_shapes"][batch[PICTURE_INDEX]]
-            batch.update(self.label_patches(samples, shapes, batch["pixel_values"].shape[1]))
+            batch.update(self.label_samples(samples, shapes, batch["pixel_values"].shape[1]))
         return batch if self.share_pictures else spread_pictures(batch)
 
     def _describe(self, picture: PIL.Image.Image, sample: dict) -> dict:

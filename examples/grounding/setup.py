@@ -243,7 +243,7 @@ def make_collators(
     processor: ScanFormerProcessor,
     seed: int,
     share_pictures: bool = False,
-    label_patches: Callable | None = None,
+    label_samples: Callable | None = None,
 ) -> tuple[GroundingCollator, GroundingCollator]:
     """What makes batches to train and to evaluate on; those to train on share their pictures, or say more, if asked for."""
     augmentation = GroundingAugmentation(args.augment, seed) if args.augment else None
@@ -252,7 +252,7 @@ def make_collators(
             processor,
             args.on_error,
             augmentation=augmentation,
-            label_patches=label_patches,
+            label_samples=label_samples,
             share_pictures=share_pictures,
         ),
         GroundingCollator(processor, args.on_error, keep_samples=True),

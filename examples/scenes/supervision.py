@@ -14,22 +14,24 @@
 """
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
-training, and thrown away.
+training, and thrown away. And which words name its looks: where words meet looks, in the attention from patches to words, one
+head of each layer is told where to look.
 """
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from modeling_scanformer import ScanFormerConfig
 from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
-from .objects import COLORS, SHAPES, TEXTURES, sides_to_tell
+from .objects import sides_to_tell
 from .programs import FUNCTIONS, Facts, ObjectSet, members
+from .words import MEANINGS, NAMES, UNKNOWN, label_words, table_of_fitting
 
 
-NAMES = {"color": tuple(COLORS), "texture": TEXTURES, "shape": SHAPES}
 # What an object can be in an expression: the target, or another thing that it names; one with all the attributes asked of
 # either; one with the colour, texture, shape or size asked for, or not with the one excluded, whatever else is asked; one that
 # is where it is asked to be (left, right, above, below, between: what is nearest is an order, not a place). Of several other
@@ -39,10 +41,8 @@ ROLES = tuple(
     for whose in ("target", "anchor")
     for part in ("", "_described", "_color", "_texture", "_shape", "_size", "_related")
 )
-UNKNOWN = -1
-
-# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it.
-LABELS = ("patch_names", "patch_outlines", "patch_roles")
+# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it; and of every token.
+LABELS = ("patch_names", "patch_outlines", "patch_roles", "word_meanings")
 
 # Shares of a patch: with less of an object than the first, it is unclear whether the patch is one of the object's; with the
 # second, it shows the object.
@@ -51,11 +51,11 @@ TOUCHED, SHOWN = 0.05, 0.12
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's box
-# is large: these are meant to give names and roles shares of the same order in Encoder1.
-NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT = 16.0, 400.0, 4.0
+# is large: these are meant to give names, roles and words shares of the same order in Encoder1.
+LOSSES = {"loss_names": 16.0, "loss_roles": 400.0, "loss_outlines": 4.0, "loss_words": 40.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate.
-HEADS_RATE = 10.0
+HEADS_RATE = 4.0
 
 
 def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
@@ -188,11 +188,15 @@ def describe_patches(
     return names, outlines
 
 
-def label_patches(
-    samples: list[dict], spatial_shapes: torch.Tensor, num_patches: int, patch_size: int
+def label_samples(
+    samples: list[dict],
+    spatial_shapes: torch.Tensor,
+    num_patches: int,
+    patch_size: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, torch.Tensor]:
     """
-    What [`SceneSupervision`] asks of the patches of a batch.
+    What [`SceneSupervision`] asks of the patches and the words of a batch.
 
     Args:
         samples (`list[dict]`):
@@ -203,11 +207,13 @@ def label_patches(
             Length of `pixel_values`.
         patch_size (`int`):
             In pixels.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Of the expressions; a fast one.
 
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
-        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 14)`; see [`describe_patches`] and
-        [`find_roles`]. Of padding nothing is known.
+        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 14)`, and "word_meanings" of shape
+        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding nothing is known.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
@@ -229,13 +235,16 @@ def label_patches(
             has = ((played == 1) & (covered > TOUCHED)).any(1)
             may_have = ((played != 0) & (covered > 0)).any(1)
             roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
-    return {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
+    labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
+    labels["word_meanings"] = label_words([sample["expression"] for sample in samples], tokenizer)
+    return labels
 
 
 class SceneSupervision(nn.Module):
     """
     Reads names, roles and outlines out of the patches' states after every layer of Encoder1 but the first (unless it has no
-    other). Asked early, what an object is like is known early, and the layers after that can compare it with the words.
+    other). Asked early, what an object is like is known early, and the layers after that can compare it with the words: their
+    first heads are to attend from a patch to the words that fit what it shows, and not to those that don't.
 
     Args:
         config ([`ScanFormerConfig`]):
@@ -252,6 +261,9 @@ class SceneSupervision(nn.Module):
         self.config = config
         self.first_layer = min(1, config.selection_layer - 1)
         self.sizes = [*(len(values) for values in NAMES.values()), len(ROLES), 4]
+        attributes = torch.tensor([list(NAMES).index(attribute) for attribute, _ in MEANINGS])
+        self.register_buffer("attributes", attributes, persistent=False)
+        self.register_buffer("fitting", table_of_fitting(), persistent=False)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, sum(self.sizes)))
             for _ in range(config.selection_layer - self.first_layer)
@@ -259,45 +271,72 @@ class SceneSupervision(nn.Module):
 
     def forward(
         self,
+        layers: nn.ModuleList,
         hidden_states: tuple[torch.Tensor, ...],
         patch_indices: tuple[torch.Tensor, ...],
-        text_length: int,
         patch_names: torch.Tensor,
         patch_outlines: torch.Tensor,
         patch_roles: torch.Tensor,
+        word_meanings: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         Args:
+            layers (`nn.ModuleList`):
+                Of the model.
             hidden_states, patch_indices (`tuple[torch.Tensor]`):
                 Of the model's output.
-            text_length (`int`):
-                Tokens of the text, padding included.
-            patch_names, patch_outlines, patch_roles (`torch.Tensor`):
-                See [`label_patches`].
+            patch_names, patch_outlines, patch_roles, word_meanings (`torch.Tensor`):
+                See [`label_samples`].
 
         Returns:
             The weighted sum, and the losses by name, each averaged over scales and layers.
         """
         offsets = scale_offsets(patch_names.shape[1], len(patch_indices))
-        losses: dict[str, list[torch.Tensor]] = {"loss_names": [], "loss_roles": [], "loss_outlines": []}
+        losses: dict[str, list[torch.Tensor]] = {name: [] for name in LOSSES}
+        text_length = word_meanings.shape[1]
+        comparing = range(self.first_layer + 1, self.config.selection_layer)
+        inputs = [layers[number].layernorm_before(hidden_states[number]) for number in comparing]
         first = text_length
         for scale, indices in enumerate(patch_indices):
             first += 1  # [REG]
+            patches = slice(first, first + indices.shape[1])
             read = indices >= 0
             places = indices.clamp(min=0) + offsets[scale]
             names = _at(patch_names, places).masked_fill(~read[..., None], UNKNOWN)
             roles, outlines = _at(patch_roles, places), _at(patch_outlines, places)
             for head, states in zip(self.heads, hidden_states[self.first_layer + 1 :]):
-                told = head(states[:, first : first + indices.shape[1]]).float().split(self.sizes, dim=-1)
+                told = head(states[:, patches]).float().split(self.sizes, dim=-1)
                 losses["loss_names"].append(_name_loss(told[: len(NAMES)], names))
                 losses["loss_roles"].append(_role_loss(told[-2], roles, read))
                 losses["loss_outlines"].append(_outline_loss(told[-1].sigmoid(), outlines, read, self.config))
+            fit = self._compare(names, word_meanings)
+            for number, states in zip(comparing, inputs):
+                logits = attention_logits(layers[number].attention, states[:, patches], states[:, :text_length])
+                losses["loss_words"].append(_word_loss(logits, fit))
             first += indices.shape[1]
             if scale > 0 and self.config.use_constant_token:
                 first += 1
-        means = {name: torch.stack(values).mean() for name, values in losses.items()}
-        weights = (NAME_WEIGHT, ROLE_WEIGHT, BOX_WEIGHT)
-        return sum(weight * value for weight, value in zip(weights, means.values())), means
+        means = {name: torch.stack(values).mean() for name, values in losses.items() if values}
+        return sum(LOSSES[name] * value for name, value in means.items()), means
+
+    def _compare(self, names: torch.Tensor, meanings: torch.Tensor) -> torch.Tensor:
+        """Whether words fit patches, of shape `(batch_size, num_read, text_length)`: 1, 0 or `UNKNOWN`."""
+        known = meanings != UNKNOWN
+        meanings = meanings.clamp(min=0)
+        values = names.gather(2, self.attributes[meanings][:, None].expand(-1, names.shape[1], -1))
+        fit = self.fitting[meanings[:, None], values.clamp(min=0)]
+        return fit.masked_fill(~known[:, None] | (values == UNKNOWN), UNKNOWN)
+
+
+def attention_logits(attention: nn.Module, patches: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Of the first head, from patches to words, of shape `(batch_size, num_read, text_length)`."""
+
+    def project(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        bias = None if linear.bias is None else linear.bias[: attention.head_dim]
+        return nn.functional.linear(states, linear.weight[: attention.head_dim], bias)
+
+    logits = project(attention.q_proj, patches) @ project(attention.k_proj, words).mT
+    return attention.scaling * logits.float()
 
 
 def _at(labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -322,6 +361,13 @@ def _role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) ->
         loss = balanced_relevance_loss(values, has, read & (truth != UNKNOWN))
         losses.append(loss.where(has.any(1), 0).mean())
     return torch.stack(losses).mean()
+
+
+def _word_loss(logits: torch.Tensor, fit: torch.Tensor) -> torch.Tensor:
+    """Balanced as relevance is; of a word that fits all patches, or none, there is nothing to learn."""
+    tells = (fit == 1).any(1) & (fit == 0).any(1)  # (batch_size, text_length)
+    rows = [values.mT.flatten(0, 1) for values in (logits, fit == 1, fit != UNKNOWN)]
+    return _mean(balanced_relevance_loss(*rows).view(tells.shape), tells)
 
 
 def _outline_loss(
