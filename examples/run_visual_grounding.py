@@ -105,7 +105,9 @@ class Arguments(GroundingArguments):
     )
     scene_supervision: float = field(
         default=0.0,
-        metadata={"help": "Scenes only: weight of what scene graph and program tell about every patch that is read."},
+        metadata={
+            "help": "Scenes only: weight of what scene graph and program tell about patches that are read, and words."
+        },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
@@ -372,7 +374,7 @@ def train_model(args: Arguments, accelerator: Accelerator):
     supervision, labeller = None, None
     if args.scene_supervision > 0:
         supervision = make_supervision(model.config)
-        labeller = partial(label_samples, patch_size=model.config.patch_size, tokenizer=processor.tokenizer)
+        labeller = partial(label_samples, patch_size=model.config.patch_size, processor=processor)
     train_collator, eval_collator = make_collators(
         args, processor, args.seed, share_pictures=not args.streaming, label_samples=labeller
     )

@@ -152,6 +152,9 @@ SUPERVISED = {
     "validation_split": "",
     "optimizer": "muon",
     "scene_supervision": 1.0,
+    # in an Encoder1 of two layers, no layer is told which words fit; in smaller pictures, nothing can be named
+    "config_overrides": "selection_layer=3",
+    "longest_edge": 64,
 }
 
 
@@ -318,6 +321,8 @@ def test_two_processes_learn_from_scene_graphs_as_one_does(folder):
     arguments = training_arguments(folder, "one-supervised", batch_size=4, **SUPERVISED)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
     assert_trained_alike(folder / "two-supervised", folder / "one-supervised")
+    logged = read_log(folder / "one-supervised", "loss_words")
+    assert sum(line["loss_words"] for line in logged.values()) > 0, "words were asked for"
 
 
 def test_sharded_processes_train_evaluate_and_save_as_one_does(sharded, one):

@@ -48,7 +48,7 @@ SUPERVISED = {
 def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("untrained")
     model, processor = create_model(
-        "hidden_size=32,num_attention_heads=2,intermediate_size=32,num_hidden_layers=2,selection_layer=1", 64
+        "hidden_size=32,num_attention_heads=2,intermediate_size=32,num_hidden_layers=4,selection_layer=3", 64
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -118,6 +118,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(monkeypatch, untraine
     options = {"selection_warmup_steps": 1, "selection_anneal_steps": 2, **more}
     losses, lines = train(monkeypatch, untrained, tmp_path / "whole", **options)
     assert sorted(losses) == [1, 2, 3, 4]
+    assert any(line.get("loss_words", 0) > 0 for line in lines) == ("scene_supervision" in more)
     assert [line["eval_num_samples"] for line in lines if "eval_num_samples" in line] == [4]
     assert compilations.called == compiled
 

@@ -14,16 +14,15 @@
 """
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
-training, and thrown away. And which words name its looks: where words meet looks, in the attention from patches to words, one
-head of each layer is told where to look.
+training, and thrown away. And which words name its looks: in the attention from patches to words, one head of each layer from
+Encoder1's third on is told where to look.
 """
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from modeling_scanformer import ScanFormerConfig
+from modeling_scanformer import ScanFormerConfig, ScanFormerProcessor
 from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 
@@ -41,7 +40,8 @@ ROLES = tuple(
     for whose in ("target", "anchor")
     for part in ("", "_described", "_color", "_texture", "_shape", "_size", "_related")
 )
-# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it; and of every token.
+# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it; and the meaning of every
+# token.
 LABELS = ("patch_names", "patch_outlines", "patch_roles", "word_meanings")
 
 # Shares of a patch: with less of an object than the first, it is unclear whether the patch is one of the object's; with the
@@ -50,11 +50,11 @@ TOUCHED, SHOWN = 0.05, 0.12
 # A patch shows one object if no other covers more of it than this share of what the one does: to be named, to be outlined.
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
-# Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's box
-# is large: these are meant to give names, roles and words shares of the same order in Encoder1.
+# Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's
+# box is large: these are meant to give names, roles and words shares of the same order in Encoder1.
 LOSSES = {"loss_names": 16.0, "loss_roles": 400.0, "loss_outlines": 4.0, "loss_words": 40.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
-# the model's rate.
+# the model's rate, which is 3e-3 with Muon.
 HEADS_RATE = 4.0
 
 
@@ -193,7 +193,7 @@ def label_samples(
     spatial_shapes: torch.Tensor,
     num_patches: int,
     patch_size: int,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: ScanFormerProcessor,
 ) -> dict[str, torch.Tensor]:
     """
     What [`SceneSupervision`] asks of the patches and the words of a batch.
@@ -207,8 +207,8 @@ def label_samples(
             Length of `pixel_values`.
         patch_size (`int`):
             In pixels.
-        tokenizer (`PreTrainedTokenizerBase`):
-            Of the expressions; a fast one.
+        processor (`ScanFormerProcessor`):
+            Of the model; see [`label_words`].
 
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
@@ -236,7 +236,7 @@ def label_samples(
             may_have = ((played != 0) & (covered > 0)).any(1)
             roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
     labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
-    labels["word_meanings"] = label_words([sample["expression"] for sample in samples], tokenizer)
+    labels["word_meanings"] = label_words([sample["expression"] for sample in samples], processor)
     return labels
 
 
@@ -244,7 +244,8 @@ class SceneSupervision(nn.Module):
     """
     Reads names, roles and outlines out of the patches' states after every layer of Encoder1 but the first (unless it has no
     other). Asked early, what an object is like is known early, and the layers after that can compare it with the words: their
-    first heads are to attend from a patch to the words that fit what it shows, and not to those that don't.
+    first heads are to attend from a patch to the words that fit what it shows, and not to those that don't. (In an Encoder1 of
+    one or two layers, there are none after that.)
 
     Args:
         config ([`ScanFormerConfig`]):
@@ -309,17 +310,17 @@ class SceneSupervision(nn.Module):
                 losses["loss_names"].append(_name_loss(told[: len(NAMES)], names))
                 losses["loss_roles"].append(_role_loss(told[-2], roles, read))
                 losses["loss_outlines"].append(_outline_loss(told[-1].sigmoid(), outlines, read, self.config))
-            fit = self._compare(names, word_meanings)
+            fit = self.compare(names, word_meanings)
             for number, states in zip(comparing, inputs):
                 logits = attention_logits(layers[number].attention, states[:, patches], states[:, :text_length])
-                losses["loss_words"].append(_word_loss(logits, fit))
+                losses["loss_words"].append(word_loss(logits, fit))
             first += indices.shape[1]
             if scale > 0 and self.config.use_constant_token:
                 first += 1
         means = {name: torch.stack(values).mean() for name, values in losses.items() if values}
         return sum(LOSSES[name] * value for name, value in means.items()), means
 
-    def _compare(self, names: torch.Tensor, meanings: torch.Tensor) -> torch.Tensor:
+    def compare(self, names: torch.Tensor, meanings: torch.Tensor) -> torch.Tensor:
         """Whether words fit patches, of shape `(batch_size, num_read, text_length)`: 1, 0 or `UNKNOWN`."""
         known = meanings != UNKNOWN
         meanings = meanings.clamp(min=0)
@@ -363,7 +364,7 @@ def _role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) ->
     return torch.stack(losses).mean()
 
 
-def _word_loss(logits: torch.Tensor, fit: torch.Tensor) -> torch.Tensor:
+def word_loss(logits: torch.Tensor, fit: torch.Tensor) -> torch.Tensor:
     """Balanced as relevance is; of a word that fits all patches, or none, there is nothing to learn."""
     tells = (fit == 1).any(1) & (fit == 0).any(1)  # (batch_size, text_length)
     rows = [values.mT.flatten(0, 1) for values in (logits, fit == 1, fit != UNKNOWN)]
@@ -385,7 +386,7 @@ def _outline_loss(
 
 def _mean(losses: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """
-    Of `(batch_size, num_patches)` losses: the mean over samples of the means over their patches of which something is known.
-    So the loss of a batch does not depend on how its samples are shared out over processes.
+    Of `(batch_size, num_patches)` losses: the mean over samples of the means over their patches (or words) of which
+    something is known. So the loss of a batch does not depend on how its samples are shared out over processes.
     """
     return (losses.where(known, 0).sum(1) / known.sum(1).clamp(min=1)).mean()

@@ -16,7 +16,8 @@
 import re
 
 import torch
-from transformers import PreTrainedTokenizerBase
+
+from modeling_scanformer import ScanFormerProcessor
 
 from .language import ADJECTIVES, NOUNS, TEXTURES_AFTER_NOUN
 from .objects import COLORS, OTHER_NAMES, SHAPES, TEXTURE_FAMILIES, TEXTURES
@@ -57,8 +58,8 @@ def table_of_fitting() -> torch.Tensor:
     Which meanings fit which looks.
 
     Returns:
-        `torch.LongTensor` of shape `(num_meanings, most_names)`: for each of `MEANINGS` and each name of the same attribute 1 or
-        0, or `UNKNOWN` where people would not agree, and where there are fewer names.
+        `torch.LongTensor` of shape `(num_meanings, most_names)`: for each of `MEANINGS` and each name of the same attribute 1
+        or 0, or `UNKNOWN` where people would not agree, and where there are fewer names.
     """
     table = torch.full((len(MEANINGS), max(map(len, NAMES.values()))), UNKNOWN)
     for row, (attribute, value) in zip(table, MEANINGS):
@@ -68,21 +69,21 @@ def table_of_fitting() -> torch.Tensor:
     return table
 
 
-def label_words(expressions: list[str], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def label_words(expressions: list[str], processor: ScanFormerProcessor) -> torch.Tensor:
     """
     What the tokens of expressions mean.
 
     Args:
         expressions (`list[str]`):
             Of a batch.
-        tokenizer (`PreTrainedTokenizerBase`):
-            A fast one, which pads on the right.
+        processor (`ScanFormerProcessor`):
+            Of the model; with a fast tokenizer.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, text_length)`: numbers in `MEANINGS`, `UNKNOWN` for tokens that name no
         looks.
     """
-    encoded = tokenizer(expressions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt")
+    encoded = processor(text=expressions, truncation=True, return_offsets_mapping=True, return_tensors="pt")
     meanings = torch.full_like(encoded["input_ids"], UNKNOWN)
     first, last = encoded["offset_mapping"].unbind(-1)
     for row, expression in enumerate(expressions):
