@@ -51,7 +51,7 @@ class VisualGroundingPipeline(Pipeline):
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
     >>> pipe("examples/demo.png", text="the violet disc")
-    {'score': 0.83, 'label': 'the violet disc', 'box': {'xmin': 75, 'ymin': 173, 'xmax': 132, 'ymax': 225}}
+    {'score': 0.89, 'label': 'the violet disc', 'box': {'xmin': 78, 'ymin': 170, 'xmax': 133, 'ymax': 227}}
     ```
     """
 

@@ -3,7 +3,7 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Nearly nineteen hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
+# Twenty hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
 # one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
 # these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
 # begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
@@ -150,7 +150,7 @@ python -m conversion.interpolate_weights "$out/32" "$out/34" "$out/35" --share 0
 # What every patch shows, and which part it plays, is now learned from the scene graphs: the stages before knew nothing of them.
 # Stage 36 was the first steps of longer ones, whose rate had fallen to seven tenths, with a weight of 35 for roles, of which
 # --scene_supervision 0.25 now makes 100. In stage 37 the model begins to tell textures and shapes; stage 38 brings veils again.
-# By themselves these models are worse than stage 35's; their mean with it is better by day, and about as good at night.
+# By themselves these models are worse than stage 35's; half of it and half of stage 39 was shipped for a while.
 supervised_stage() { # name, start, and what differs
     stage_of_two "$1" "$2" "" --expressions_per_scene 2 --validation_split "" --mixed_precision no --attn_implementation sdpa \
         --per_device_train_batch_size 32 --scene_supervision 1 --optimizer muon --ema_decay 0.99 --lr_scheduler_type linear \
@@ -164,4 +164,15 @@ supervised_stage 37 36 --longest_edge 384 --dataset_level contrasts+standard+sta
 supervised_stage 38 37 --longest_edge 448 --seed 107 --max_train_steps 220 --learning_rate 4e-4 --num_warmup_steps 20 \
     --augment veil
 python -m conversion.interpolate_weights "$out/37" "$out/38" "$out/39" --share 0.5
-python -m conversion.interpolate_weights "$out/35" "$out/39" "$out/40" --share 0.5
+# From here on, the attention from patches to words is told what fits: in the weights here, from step 400 of this stage on,
+# whose heads, like those of stages 36 to 38, learned at ten times the model's rate instead of four times it.
+supervised_stage 40 39 --longest_edge 384 --dataset_level contrasts+standard+standard --seed 108 --max_train_steps 600 \
+    --learning_rate 6e-4 --lr_scheduler_type constant_with_warmup --num_warmup_steps 30
+# At a rate two to seven times those of the stages before, names of looks are learned several times faster; what that
+# disturbs comes back while it falls. The weights here went through stages 41 and 42 in one run from the last weights of
+# stage 40, not their mean: planned for 1800, then 2300, then 2200 steps, with veils and larger pictures from step 1600 on,
+# where the rate had fallen to 31 % and went on from 28 %.
+supervised_stage 41 40 --longest_edge 384 --dataset_level contrasts+standard+standard --seed 109 --max_train_steps 1600 \
+    --learning_rate 3e-3 --num_warmup_steps 60
+supervised_stage 42 41 --longest_edge 448 --dataset_level contrasts+standard+standard --seed 110 --max_train_steps 600 \
+    --learning_rate 8.4e-4 --num_warmup_steps 0 --augment veil
