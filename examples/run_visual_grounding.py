@@ -308,7 +308,7 @@ def make_supervision(config: ScanFormerConfig) -> SceneSupervision:
 
 
 def compute_losses(
-    model: torch.nn.Module, batch: dict, supervision: torch.nn.Module | None, weight: float
+    model: torch.nn.Module, unwrapped: torch.nn.Module, batch: dict, supervision: torch.nn.Module | None, weight: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss to be lowered, and what it is made of by name."""
     if supervision is None:
@@ -316,8 +316,7 @@ def compute_losses(
         return outputs.loss, outputs.loss_dict
     labels = {name: batch.pop(name) for name in LABELS}
     outputs = model(**batch, output_hidden_states=True)
-    layers = getattr(model, "module", model).model.layers
-    loss, losses = supervision(layers, outputs.hidden_states, outputs.patch_indices, **labels)
+    loss, losses = supervision(unwrapped.model.layers, outputs.hidden_states, outputs.patch_indices, **labels)
     return outputs.loss + weight * loss, {**outputs.loss_dict, **losses}
 
 
@@ -455,7 +454,9 @@ def train_model(args: Arguments, accelerator: Accelerator):
         model.train()
         with accelerator.accumulate(*modules):
             with accelerator.autocast():
-                loss, losses = compute_losses(model, spread_pictures(batch), supervision, args.scene_supervision)
+                loss, losses = compute_losses(
+                    model, unwrapped, spread_pictures(batch), supervision, args.scene_supervision
+                )
             accelerator.backward(loss)
             if accelerator.sync_gradients and args.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(chain(*(m.parameters() for m in modules)), args.max_grad_norm)

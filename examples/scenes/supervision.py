@@ -54,7 +54,7 @@ ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 # box is large: these are meant to give names, roles and words shares of the same order in Encoder1.
 LOSSES = {"loss_names": 16.0, "loss_roles": 400.0, "loss_outlines": 4.0, "loss_words": 40.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
-# the model's rate, which is 3e-3 with Muon.
+# the model's rate, for which Muon can have 3e-3.
 HEADS_RATE = 4.0
 
 
