@@ -34,11 +34,16 @@ from .words import MEANINGS, NAMES, UNKNOWN, label_words, table_of_fitting
 # What an object can be in an expression: the target, or another thing that it names; one with all the attributes asked of
 # either; one with the colour, texture, shape or size asked for, or not with the one excluded, whatever else is asked; one that
 # is where it is asked to be (left, right, above, below, between: what is nearest is an order, not a place). Of several other
-# things, what fits any of them counts.
-ROLES = tuple(
-    whose + part
-    for whose in ("target", "anchor")
-    for part in ("", "_described", "_color", "_texture", "_shape", "_size", "_related")
+# things, what fits any of them counts. And one of those put in order (the leftmost, the second largest, the nearest to
+# another) that comes after so many others; what is not put in order has no place in it.
+AFTER = {"target": (1, 2, 3, 4), "anchor": (1,)}
+ROLES = (
+    *(
+        whose + part
+        for whose in ("target", "anchor")
+        for part in ("", "_described", "_color", "_texture", "_shape", "_size", "_related")
+    ),
+    *(f"{whose}_after_{count}" for whose, counts in AFTER.items() for count in counts),
 )
 # What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it; and the meaning of every
 # token.
@@ -52,7 +57,7 @@ ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's
 # box is large: these are meant to give names, roles and words shares of the same order in Encoder1.
-LOSSES = {"loss_names": 16.0, "loss_roles": 400.0, "loss_outlines": 4.0, "loss_words": 40.0}
+LOSSES = {"loss_names": 16.0, "loss_roles": 540.0, "loss_outlines": 4.0, "loss_words": 40.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate, for which Muon can have 3e-3.
 HEADS_RATE = 4.0
@@ -69,9 +74,9 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
             Of the scene graph.
 
     Returns:
-        `np.ndarray` of shape `(14, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has not, and
-        `UNKNOWN` where that is unclear, or the expression asks for nothing of the kind. Where no attribute is asked for, all
-        objects have them all.
+        `np.ndarray` of shape `(19, num_objects)`: for each of `ROLES` 1 where the object has it, 0 where it has
+        not, and `UNKNOWN` where that is unclear, or the expression asks for nothing of the kind. Where no attribute is asked
+        for, all objects have them all. What is not put in order has no place in it: there, too, it is `UNKNOWN`.
     """
     results: list[ObjectSet] = []
     for step in program:
@@ -96,6 +101,11 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
                 add(f"{whose}_{attribute}", _fitting(alike, facts))
             if program[start]["function"] != "scene":
                 add(f"{whose}_related", results[start])
+            before = _count_before(program[step["inputs"][0]], results, facts)
+            for count in AFTER[whose]:
+                row = roles.setdefault(f"{whose}_after_{count}", np.full(len(facts.objects), UNKNOWN, np.int8))
+                for which, (fewest, most) in before.items():
+                    row[which] = max(row[which], 1 if fewest >= count else 0 if most < count else UNKNOWN)
     unasked = np.full(len(facts.objects), UNKNOWN, np.int8)
     return np.stack([roles.get(role, unasked) for role in ROLES])
 
@@ -108,6 +118,29 @@ def _trace(program: list[dict], number: int) -> tuple[list[dict], int]:
             asked.append(program[number])
         number = program[number]["inputs"][0]
     return asked, number
+
+
+def _count_before(step: dict, results: list[ObjectSet], facts: Facts) -> dict[int, tuple[int, int]]:
+    """Of every object that a step may put in order, how many others come before it, at least and at most."""
+    if step["function"] not in ("extreme", "ordinal", "nearest"):
+        return {}
+    certain, possible = (members(mask) for mask in results[step["inputs"][0]])
+    anchor = None
+    if step["function"] == "nearest":
+        (anchor,) = members(results[step["inputs"][1]][0])
+
+    def precedes(first: int, second: int) -> bool | None:
+        return facts.precedes(step["key"], first, second) if anchor is None else facts.closer(anchor, first, second)
+
+    others = {number: [other for other in possible if other not in (number, anchor)] for number in possible}
+    return {
+        number: (
+            sum(precedes(other, number) is True for other in others[number] if other in certain),
+            sum(precedes(other, number) is not False for other in others[number]),
+        )
+        for number in possible
+        if number != anchor
+    }
 
 
 def _fitting(asked: list[dict], facts: Facts) -> ObjectSet:
@@ -212,8 +245,9 @@ def label_samples(
 
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
-        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 14)`, and "word_meanings" of shape
-        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding nothing is known.
+        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 19)`, and "word_meanings" of shape
+        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding, and of the parts
+        that nothing plays, nothing is known.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
@@ -234,7 +268,8 @@ def label_samples(
             names[row, places], outlines[row, places] = described
             has = ((played == 1) & (covered > TOUCHED)).any(1)
             may_have = ((played != 0) & (covered > 0)).any(1)
-            roles[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0)).T
+            has_not = ((played == 0) & (covered > TOUCHED)).any(1)
+            roles[row, places] = np.where(has, 1, np.where(has_not & ~may_have, 0, UNKNOWN)).T
     labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
     labels["word_meanings"] = label_words([sample["expression"] for sample in samples], processor)
     return labels
