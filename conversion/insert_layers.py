@@ -21,11 +21,12 @@ training to find a use for it. So a model that has become too small for what the
 """
 
 import copy
+import re
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
+from torch import nn
 
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerProcessor
 
@@ -34,18 +35,18 @@ from .sources import load_source
 
 def insert_layers(model: ScanFormerForVisualGrounding, after: list[int]) -> ScanFormerForVisualGrounding:
     """
-    A deeper model with the same answers.
+    A deeper model with the same answers. (Only budgets by attention look at other heads, where Encoder1 has a new last layer.)
 
     Args:
         model ([`ScanFormerForVisualGrounding`]):
-            Is not changed.
+            On one device, without adapters. It is not changed.
         after (`list[int]`):
             Numbers of the layers, from 0, that are followed by a new one each. Those of Encoder1 (all before
             `config.selection_layer`) make Encoder1 deeper, the others Encoder2.
 
     Returns:
-        [`ScanFormerForVisualGrounding`]: with the model's options but for the rule of early exit, which holds for what the
-        layers cost.
+        [`ScanFormerForVisualGrounding`]: with the model's options but for the rule of early exit, which was calibrated on other
+        weights. All parameters can be trained.
 
     Raises:
         ValueError: if there is no layer of such a number, or none is given, or one twice.
@@ -56,25 +57,28 @@ def insert_layers(model: ScanFormerForVisualGrounding, after: list[int]) -> Scan
         raise ValueError(
             f"Give different numbers of layers from 0 to {config.num_hidden_layers - 1} to insert another after, got {after}."
         )
-    sizes = config.to_dict()
-    sizes["num_hidden_layers"] += len(after)
-    sizes["selection_layer"] += sum(number < config.selection_layer for number in after)
-    deeper = type(model)(type(config)(**sizes)).to(model.device, model.dtype).train(model.training)
+    deeper_config = copy.deepcopy(config)
+    deeper_config.num_hidden_layers += len(after)
+    deeper_config.selection_layer += sum(number < config.selection_layer for number in after)
+    deeper = type(model)(deeper_config).to(model.device, model.dtype).train(model.training)
+
     sources = [number for number in range(config.num_hidden_layers) for _ in range(1 + (number in after))]
-    with torch.no_grad():
-        for name, module in model.named_children():
-            if name != "model":
-                getattr(deeper, name).load_state_dict(module.state_dict())
-        for name, module in model.model.named_children():
-            if name != "layers":
-                getattr(deeper.model, name).load_state_dict(module.state_dict())
-        for number, source in enumerate(sources):
+    weights = {}
+    for name, weight in model.state_dict().items():
+        in_layer = re.fullmatch(r"(model\.layers)\.(\d+)\.(.+)", name)
+        if in_layer is None:
+            weights[name] = weight
+            continue
+        layers, source, parameter = in_layer.groups()
+        for number in range(len(sources)):
+            if sources[number] == int(source):
+                weights[f"{layers}.{number}.{parameter}"] = weight
+    deeper.load_state_dict(weights)
+    for number in range(1, len(sources)):
+        if sources[number] == sources[number - 1]:
             layer = deeper.model.layers[number]
-            layer.load_state_dict(model.model.layers[source].state_dict())
-            if number > 0 and sources[number - 1] == source:
-                for adds in (layer.attention.o_proj, layer.mlp.fc2):
-                    for weight in adds.parameters():
-                        weight.zero_()
+            for weight in (*layer.attention.o_proj.parameters(), *layer.mlp.fc2.parameters()):
+                nn.init.zeros_(weight)
     deeper.generation_config = copy.deepcopy(model.generation_config)
     deeper.generation_config.update(early_exit_rule=None, early_exit=None)
     return deeper

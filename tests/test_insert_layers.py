@@ -22,6 +22,9 @@ def test_answers_stay_the_same(after):
         before, now = (each(**inputs, output_hidden_states=True) for each in (model, deeper))
     assert torch.equal(before.pred_boxes, now.pred_boxes)
     assert all(map(torch.equal, before.patch_indices, now.patch_indices))
+    with torch.no_grad():
+        before_budget, now_budget = (each.generate(**inputs, token_budget=0.4) for each in (model, deeper))
+    assert torch.equal(before_budget.pred_boxes, now_budget.pred_boxes)
     # what was known after each layer is known after its double
     doubles = [number + sum(other < number for other in after) for number in range(4)]
     kept = [now.hidden_states[0], *(now.hidden_states[number + 1] for number in doubles)]
@@ -44,6 +47,16 @@ def test_new_layers_learn():
                 assert parameter.grad.abs().max() > 0, name
 
 
+def test_the_model_keeps_its_type_and_its_attention():
+    model = tiny_model(dtype=torch.bfloat16)
+    model.set_attn_implementation("eager")
+    deeper = insert_layers(model, [1])
+    assert deeper.dtype == torch.bfloat16 and deeper.config._attn_implementation == "eager"
+    inputs = tiny_inputs(model.config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).pred_boxes, deeper(**inputs).pred_boxes)
+
+
 def test_the_model_itself_stays_as_it_was():
     model = tiny_model(dtype=torch.float32)
     model.generation_config = ScanFormerGenerationConfig(
@@ -54,7 +67,7 @@ def test_the_model_itself_stays_as_it_was():
     for parameter in deeper.parameters():
         parameter.data.add_(1)
     assert all(torch.equal(weight, old[name]) for name, weight in model.state_dict().items())
-    assert model.generation_config.early_exit_rule is not None
+    assert model.generation_config.early_exit_rule is not None and model.config.num_hidden_layers == 4
     config = deeper.generation_config
     assert config.early_exit is config.early_exit_rule is None
     assert (config.token_budget, config.budget_score) == (30, "attention")

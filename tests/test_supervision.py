@@ -22,14 +22,17 @@ from grounding.muon import Muon, orthogonalize
 from grounding.optimization import create_parameter_groups
 from scenes import Facts, ScenesDataset
 from scenes.create_model import create_model
+from scenes.programs import UnclearError
 from scenes.supervision import (
     AFTER,
     LABELS,
     ROLES,
     SceneSupervision,
     attention_logits,
+    count_before,
     find_roles,
     label_samples,
+    role_loss,
     word_loss,
 )
 from scenes.words import MEANINGS, NAMES, UNKNOWN, label_words, table_of_fitting
@@ -238,6 +241,38 @@ def test_roles_of_a_program_written_by_hand(program, roles):
     facts = Facts({"width": 320, "height": 120, "objects": objects})
     found = dict(zip(ROLES, find_roles(program, facts).tolist()))
     assert found == {name: roles.get(name, [UNKNOWN] * 3) for name in ROLES}
+
+
+def test_places_in_an_order_that_are_unclear():
+    """The second lies a little right of the first; whether the last, too small to tell its colour, is red is not known."""
+
+    def thing(left, side=40.0):
+        box = [left, 40.0, left + side, 40.0 + side]
+        return {"color": "red", "texture": "solid", "shape": "star", "size": "medium", "side": side, "bbox": box}
+
+    facts = Facts(
+        {"width": 320, "height": 120, "objects": [thing(0.0), thing(5.0), thing(150.0), thing(250.0, side=4.0)]}
+    )
+    program = [
+        a_step("scene"),
+        a_step("filter", 0, attribute="color", value="red"),
+        a_step("ordinal", 1, key="left", rank=3),
+        a_step("unique", 2),
+    ]
+    with pytest.raises(UnclearError):
+        find_roles(program, facts)
+    program[2] = a_step("extreme", 1, key="right")
+    results = [(0b1111, 0b1111), (0b0111, 0b1111)]
+    assert count_before(program[2], results, facts) == {0: (1, 3), 1: (1, 3), 2: (0, 1)}
+    program[2] = a_step("extreme", 1, key="left")
+    assert count_before(program[2], results, facts) == {0: (0, 1), 1: (0, 1), 2: (2, 2)}
+
+
+def test_of_roles_that_all_have_nothing_is_learned():
+    truth = torch.tensor([[[1, 1, 0], [1, 0, 0], [UNKNOWN, UNKNOWN, UNKNOWN]]])
+    logits = torch.zeros(1, 3, 3, requires_grad=True)
+    role_loss(logits, truth, torch.ones(1, 3, dtype=torch.bool)).backward()
+    assert (logits.grad != 0).tolist() == [[[False, True, False], [False, True, False], [False, False, False]]]
 
 
 def test_labels_say_what_is_in_the_picture(samples, batch):

@@ -59,7 +59,7 @@ ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 # box is large: these are meant to give names, roles and words shares of the same order in Encoder1.
 LOSSES = {"loss_names": 16.0, "loss_roles": 540.0, "loss_outlines": 4.0, "loss_words": 40.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
-# the model's rate, for which Muon can have 3e-3.
+# the model's rate, for which Muon can have 4e-3.
 HEADS_RATE = 4.0
 
 
@@ -101,11 +101,12 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
                 add(f"{whose}_{attribute}", _fitting(alike, facts))
             if program[start]["function"] != "scene":
                 add(f"{whose}_related", results[start])
-            before = _count_before(program[step["inputs"][0]], results, facts)
+            before = count_before(program[step["inputs"][0]], results, facts)
             for count in AFTER[whose]:
                 row = roles.setdefault(f"{whose}_after_{count}", np.full(len(facts.objects), UNKNOWN, np.int8))
                 for which, (fewest, most) in before.items():
-                    row[which] = max(row[which], 1 if fewest >= count else 0 if most < count else UNKNOWN)
+                    place = 1 if fewest >= count else 0 if most < count else UNKNOWN
+                    row[which] = 1 if row[which] == 1 else place
     unasked = np.full(len(facts.objects), UNKNOWN, np.int8)
     return np.stack([roles.get(role, unasked) for role in ROLES])
 
@@ -120,8 +121,8 @@ def _trace(program: list[dict], number: int) -> tuple[list[dict], int]:
     return asked, number
 
 
-def _count_before(step: dict, results: list[ObjectSet], facts: Facts) -> dict[int, tuple[int, int]]:
-    """Of every object that a step may put in order, how many others come before it, at least and at most."""
+def count_before(step: dict, results: list[ObjectSet], facts: Facts) -> dict[int, tuple[int, int]]:
+    """Of every object that a step certainly puts in order, how many others come before it, at least and at most."""
     if step["function"] not in ("extreme", "ordinal", "nearest"):
         return {}
     certain, possible = (members(mask) for mask in results[step["inputs"][0]])
@@ -132,15 +133,13 @@ def _count_before(step: dict, results: list[ObjectSet], facts: Facts) -> dict[in
     def precedes(first: int, second: int) -> bool | None:
         return facts.precedes(step["key"], first, second) if anchor is None else facts.closer(anchor, first, second)
 
-    others = {number: [other for other in possible if other not in (number, anchor)] for number in possible}
-    return {
-        number: (
-            sum(precedes(other, number) is True for other in others[number] if other in certain),
-            sum(precedes(other, number) is not False for other in others[number]),
-        )
-        for number in possible
-        if number != anchor
-    }
+    counts = {}
+    for number in certain:
+        if number != anchor:
+            ahead = {other: precedes(other, number) for other in possible if other not in (number, anchor)}
+            fewest = sum(ahead[other] is True for other in ahead if other in certain)
+            counts[number] = fewest, sum(known is not False for known in ahead.values())
+    return counts
 
 
 def _fitting(asked: list[dict], facts: Facts) -> ObjectSet:
@@ -246,8 +245,8 @@ def label_samples(
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
         `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 19)`, and "word_meanings" of shape
-        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding, and of the parts
-        that nothing plays, nothing is known.
+        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding, and of patches
+        that show nothing, no role is known.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
@@ -343,7 +342,7 @@ class SceneSupervision(nn.Module):
             for head, states in zip(self.heads, hidden_states[self.first_layer + 1 :]):
                 told = head(states[:, patches]).float().split(self.sizes, dim=-1)
                 losses["loss_names"].append(_name_loss(told[: len(NAMES)], names))
-                losses["loss_roles"].append(_role_loss(told[-2], roles, read))
+                losses["loss_roles"].append(role_loss(told[-2], roles, read))
                 losses["loss_outlines"].append(_outline_loss(told[-1].sigmoid(), outlines, read, self.config))
             fit = self.compare(names, word_meanings)
             for number, states in zip(comparing, inputs):
@@ -389,13 +388,13 @@ def _name_loss(logits: tuple[torch.Tensor, ...], names: torch.Tensor) -> torch.T
     return sum(_mean(loss, numbers != UNKNOWN) for loss, numbers in zip(losses, names.unbind(-1)))
 
 
-def _role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Balanced as relevance is; of a role that nothing read has, there is nothing to learn."""
+def role_loss(logits: torch.Tensor, roles: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Balanced as relevance is; of a role that nothing read has, or all that is read, there is nothing to learn."""
     losses = []
     for values, truth in zip(logits.unbind(-1), roles.unbind(-1)):
-        has = (truth == 1) & read
-        loss = balanced_relevance_loss(values, has, read & (truth != UNKNOWN))
-        losses.append(loss.where(has.any(1), 0).mean())
+        has, has_not = (truth == 1) & read, (truth == 0) & read
+        loss = balanced_relevance_loss(values, has, has | has_not)
+        losses.append(loss.where(has.any(1) & has_not.any(1), 0).mean())
     return torch.stack(losses).mean()
 
 
