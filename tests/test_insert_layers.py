@@ -1,3 +1,5 @@
+"""A deeper model answers as before, and what is new in it can learn; what cannot be made deeper so is refused."""
+
 import pytest
 import torch
 from test_early_exit import rule_for

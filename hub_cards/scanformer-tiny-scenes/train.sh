@@ -176,9 +176,9 @@ supervised_stage 41 40 --longest_edge 384 --dataset_level contrasts+standard+sta
     --learning_rate 3e-3 --num_warmup_steps 60
 supervised_stage 42 41 --longest_edge 448 --dataset_level contrasts+standard+standard --seed 110 --max_train_steps 600 \
     --learning_rate 8.4e-4 --num_warmup_steps 0 --augment veil
-# Three more layers in Encoder1, whose five had been few for all they are to do. The roles asked of patches have places in
-# orders since then, and are asked only of patches that show something; before, of all patches. The weights here went through
-# both stages in one run, planned for 2400, then 2000 steps, with veils and larger pictures from step 1400 on, where the rate
+# Three more layers in Encoder1, whose five had been few for all they are to do. Of the weights here, only from this stage on
+# were places in orders among the roles of patches, and roles asked only of those that show something. They went through both
+# stages in one run, planned for 2400, then 2000 steps, with veils and larger pictures from step 1400 on, where the rate
 # had fallen to 43 % and went on from 31 %. In that run, what may not be in an order had a place in it, too, and roles that all
 # of what is read has still counted.
 python -m conversion.insert_layers "$out/42" "$out/42-deeper" --after 1 --after 3 --after 4
