@@ -58,22 +58,26 @@ class ScanFormerPatchEmbeddings(nn.Module):
     def interpolate_positions(self, indices: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """
         Learned positions, interpolated bilinearly to each image's grid (as `nn.functional.interpolate` with
-        `align_corners=True` does), evaluated at the given patches only. A bilinear weight is a product of two hat
-        functions, one of the row and one of the column.
+        `align_corners=True` does), evaluated at the given patches only, from the four nodes around each.
         """
         rows, columns = grid[:, :1], grid[:, 1:]
-        table = self.position_embeddings(torch.arange(self.grid_size**2, device=indices.device))
-        nodes = torch.arange(self.grid_size, device=indices.device)
+        dtype = torch.promote_types(self.position_embeddings.weight.dtype, torch.float32)
 
-        dtype = torch.promote_types(table.dtype, torch.float32)
-
-        def hat(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-            # products of integers are exact, and so is a quotient that is a node
+        def around(position: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            # products of integers are exact, and so is a quotient that is a node; padding may lie outside of its grid
             position = (position * (self.grid_size - 1)).to(dtype) / (length - 1).clamp(min=1)
-            return (1 - (position[..., None] - nodes).abs()).clamp(min=0).to(table.dtype)
+            position = position.clamp(max=self.grid_size - 1)
+            before = position.floor()
+            share = position - before
+            nodes = torch.stack([before, (before + 1).clamp(max=self.grid_size - 1)], dim=-1)
+            return nodes.long(), torch.stack([1 - share, share], dim=-1)
 
-        weights = hat(indices // columns, rows)[..., :, None] * hat(indices % columns, columns)[..., None, :]
-        return weights.flatten(2) @ table  # (batch_size, num_patches, hidden_size)
+        row_nodes, row_shares = around(indices // columns, rows)
+        column_nodes, column_shares = around(indices % columns, columns)
+        nodes = row_nodes[..., :, None] * self.grid_size + column_nodes[..., None, :]
+        shares = row_shares[..., :, None] * column_shares[..., None, :]
+        positions = self.position_embeddings(nodes.flatten(2))  # (batch_size, num_patches, 4, hidden_size)
+        return (shares.flatten(2).to(positions.dtype)[..., None] * positions).sum(2)
 
     def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
         embeddings = self.projection(patches.to(self.position_embeddings.weight.dtype))

@@ -312,7 +312,7 @@ def test_flops_against_a_count_by_hand(model_folder, threshold):
     blocks = [inputs["input_ids"].shape[1], *(count + 1 + (scale > 0) for scale, count in enumerate(read))]
     layer = sum(blocks) * (4 * width**2 + 2 * width * config.intermediate_size)
     layer += sum(2 * block * sum(blocks[: index + 1]) * width for index, block in enumerate(blocks))
-    embeddings = sum(read) * width * (3 * config.patch_size**2 + config.position_grid_size**2)
+    embeddings = sum(read) * width * 3 * config.patch_size**2
     selection = sum(read[:-1]) * (width**2 + 4 * width)
     heads = num_scales * (4 * width**2 + 5 * width)
     expected = 2 * (config.num_hidden_layers * layer + embeddings + selection + heads)
