@@ -106,7 +106,7 @@ class Arguments(GroundingArguments):
     scene_supervision: float = field(
         default=0.0,
         metadata={
-            "help": "Scenes only: weight of what scene graph and program tell about patches that are read, and words."
+            "help": "Scenes only: weight of what scene graph and program tell about patches, the selection, and words."
         },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})
@@ -316,7 +316,14 @@ def compute_losses(
         return outputs.loss, outputs.loss_dict
     labels = {name: batch.pop(name) for name in LABELS}
     outputs = model(**batch, output_hidden_states=True)
-    loss, losses = supervision(unwrapped.model.layers, outputs.hidden_states, outputs.patch_indices, **labels)
+    loss, losses = supervision(
+        unwrapped.model.layers,
+        outputs.hidden_states,
+        outputs.patch_indices,
+        outputs.selection_logits,
+        batch["spatial_shapes"],
+        **labels,
+    )
     return outputs.loss + weight * loss, {**outputs.loss_dict, **losses}
 
 

@@ -30,6 +30,7 @@ from scenes.supervision import (
     SceneSupervision,
     attention_logits,
     count_before,
+    find_described,
     find_roles,
     label_samples,
     role_loss,
@@ -79,6 +80,10 @@ def test_roles_follow_the_program(samples):
         anchor, anchor_described = roles["anchor"], roles["anchor_described"]
         assert np.flatnonzero(target == 1).tolist() == [sample["scene"]["target"]]
         assert (described[target == 1] == 1).all(), "the words for the target fit it"
+        seen = find_described(find_roles(sample["program"], facts))
+        assert (seen[(target == 1) | (anchor == 1)] == 1).all()
+        if sample["expression_type"] == "attribute":
+            assert np.array_equal(seen, target)
         assert (anchor_described[anchor == 1] == 1).all(), "and those for another thing fit that"
         asked = [roles[f"target_{name}"] for name in (*NAMES, "size") if (roles[f"target_{name}"] == 1).any()]
         fits_all = np.min([[1] * len(target), *(np.where(row == UNKNOWN, 1, row) for row in asked)], axis=0)
@@ -243,6 +248,70 @@ def test_roles_of_a_program_written_by_hand(program, roles):
     assert found == {name: roles.get(name, [UNKNOWN] * 3) for name in ROLES}
 
 
+@pytest.mark.parametrize(
+    "roles,described",
+    [
+        ({"target": [1, 0, 0], "target_described": [1, 1, 0]}, [1, 1, 0]),
+        ({"target": [1, 0, 0], "target_described": [1, 1, 1]}, [1, 0, 0]),  # everything fits: nothing is asked for
+        ({"target": [1, 0, 0], "target_described": [1, UNKNOWN, 0]}, [1, UNKNOWN, 0]),
+        (
+            {"target": [1, 0, 0], "target_described": [1, 0, 0], "anchor": [0, 1, 0], "anchor_described": [0, 1, 1]},
+            [1, 1, 1],
+        ),
+        ({"target": [1, 0, 0], "target_color": [1, 1, 0]}, [1, 0, 0]),  # one attribute of several is not enough
+    ],
+)
+def test_what_has_to_be_seen(roles, described):
+    rows = np.array([roles.get(name, [UNKNOWN] * 3) for name in ROLES])
+    assert find_described(rows).tolist() == described
+
+
+def test_what_shows_nothing_need_not_be_seen(samples, batch):
+    inputs, labels = batch
+    described = labels["patch_described"]
+    target = labels["patch_roles"][..., ROLES.index("target")]
+    assert (described[target == 1] == 1).all()
+    assert (described == 1).sum() > (target == 1).sum(), "and more than the target"
+    shown = (labels["patch_roles"] != UNKNOWN).any(-1)
+    assert (described[~inputs["pixel_attention_mask"].bool()] == 0).all()
+    assert (described[~shown] != 1).all() and (described[~shown] == 0).any()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_selection_is_told_what_is_described(model_and_processor, batch, share):
+    """Of the patches that are offered, and only of those of which something is known."""
+    model, _ = model_and_processor
+    inputs, labels = batch
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True)
+    labels = {name: values.clone() for name, values in labels.items()}
+    unclear = torch.rand(labels["patch_described"].shape, generator=torch.Generator().manual_seed(0)) < share
+    labels["patch_described"][unclear] = UNKNOWN
+    logits = [values.clone().requires_grad_() for values in outputs.selection_logits]
+    loss, losses = SceneSupervision(model.config)(
+        model.model.layers, outputs.hidden_states, outputs.patch_indices, logits, inputs["spatial_shapes"], **labels
+    )
+    loss.backward()
+    assert logits[2].grad is None, "the last scale selects nothing"
+    if share == 1:
+        assert losses["loss_described"] == 0 and all((values.grad == 0).all() for values in logits[:2])
+        return
+    offsets = scale_offsets(labels["patch_described"].shape[1], 3)
+    for scale in range(2):
+        parents = outputs.patch_indices[scale]
+        columns = inputs["spatial_shapes"][:, scale, 1]
+        for row in range(len(parents)):
+            for place, parent in enumerate(parents[row].tolist()):
+                y, x = divmod(parent, int(columns[row]))
+                children = [
+                    (2 * y + down) * 2 * int(columns[row]) + 2 * x + right for down in (0, 1) for right in (0, 1)
+                ]
+                truth = labels["patch_described"][row, offsets[scale + 1] + torch.tensor(children).clamp(min=0)]
+                # a step against the gradient makes what is described likelier to be read, and all else less so
+                wanted = torch.where(truth == 1, -1, torch.where(truth == 0, 1, 0)) * (parent >= 0)
+                assert torch.equal(logits[scale].grad[row, place].sign().long(), wanted)
+
+
 def test_places_in_an_order_that_are_unclear():
     """The second lies a little right of the first; whether the last, too small to tell its colour, is red is not known."""
 
@@ -344,9 +413,16 @@ def test_the_states_of_patches_are_read_and_no_others(model_and_processor, batch
     assert any((indices < 0).any() for indices in outputs.patch_indices), "some rows are padded"
     states = [state.clone().requires_grad_() for state in outputs.hidden_states]
     supervision = SceneSupervision(model.config)
-    loss, losses = supervision(model.model.layers, states, outputs.patch_indices, **labels)
+    loss, losses = supervision(
+        model.model.layers,
+        states,
+        outputs.patch_indices,
+        outputs.selection_logits,
+        inputs["spatial_shapes"],
+        **labels,
+    )
     loss.backward()
-    assert sorted(losses) == ["loss_names", "loss_outlines", "loss_roles", "loss_words"]
+    assert sorted(losses) == ["loss_described", "loss_names", "loss_outlines", "loss_roles", "loss_words"]
     assert all(value > 0 for value in losses.values())
 
     expected, named = [], []
@@ -509,7 +585,14 @@ def test_patches_learn_to_say_what_they_show(samples, batch):
     values = []
     for _ in range(40):
         outputs = model(**few, output_hidden_states=True)
-        loss, losses = supervision(model.model.layers, outputs.hidden_states, outputs.patch_indices, **labels)
+        loss, losses = supervision(
+            model.model.layers,
+            outputs.hidden_states,
+            outputs.patch_indices,
+            outputs.selection_logits,
+            few["spatial_shapes"],
+            **labels,
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -15,7 +15,8 @@
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
 training, and thrown away. And which words name its looks: in the attention from patches to words, one head of each layer from
-Encoder1's third on is told where to look.
+Encoder1's third on is told where to look. And what is worth a closer look: all that the expression describes, not the target
+alone, so that what has to be compared or counted can be.
 """
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import nn
 from modeling_scanformer import ScanFormerConfig, ScanFormerProcessor
 from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
 from modeling_scanformer.pyramid_scanformer import scale_offsets
+from modeling_scanformer.selection_scanformer import child_indices
 
 from .objects import sides_to_tell
 from .programs import FUNCTIONS, Facts, ObjectSet, members
@@ -45,9 +47,9 @@ ROLES = (
     ),
     *(f"{whose}_after_{count}" for whose, counts in AFTER.items() for count in counts),
 )
-# What is learned of every patch: numbers in `NAMES`, relative boxes, and the roles of what is in it; and the meaning of every
-# token.
-LABELS = ("patch_names", "patch_outlines", "patch_roles", "word_meanings")
+# What is learned of every patch: numbers in `NAMES`, relative boxes, the roles of what is in it, and whether that is described;
+# and the meaning of every token.
+LABELS = ("patch_names", "patch_outlines", "patch_roles", "patch_described", "word_meanings")
 
 # Shares of a patch: with less of an object than the first, it is unclear whether the patch is one of the object's; with the
 # second, it shows the object.
@@ -56,8 +58,9 @@ TOUCHED, SHOWN = 0.05, 0.12
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's
-# box is large: these are meant to give names, roles and words shares of the same order in Encoder1.
-LOSSES = {"loss_names": 16.0, "loss_roles": 540.0, "loss_outlines": 4.0, "loss_words": 40.0}
+# box is large: these are meant to give names, roles and words shares of the same order in Encoder1. That of the selection goes
+# against relevance, for which what is not the target is irrelevant; but there are far more patches of that kind.
+LOSSES = {"loss_names": 16.0, "loss_roles": 540.0, "loss_outlines": 4.0, "loss_words": 40.0, "loss_described": 20.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate, for which Muon can have 4e-3.
 HEADS_RATE = 4.0
@@ -109,6 +112,23 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
                     row[which] = 1 if row[which] == 1 else place
     unasked = np.full(len(facts.objects), UNKNOWN, np.int8)
     return np.stack([roles.get(role, unasked) for role in ROLES])
+
+
+def find_described(roles: np.ndarray) -> np.ndarray:
+    """
+    What has to be seen to tell what an expression means: the target and other things that it names, and all that has the
+    attributes asked of either. (If everything has, there is nothing to be seen about it.)
+
+    Args:
+        roles (`np.ndarray` of shape `(19, num_objects)`):
+            See [`find_roles`].
+
+    Returns:
+        `np.ndarray` of shape `(num_objects,)`: 1, 0 or `UNKNOWN`.
+    """
+    rows = [roles[ROLES.index(whose + part)] for whose in ("target", "anchor") for part in ("", "_described")]
+    rows = np.stack([row for row in rows if (row == 0).any()])
+    return np.where((rows == 1).any(0), 1, np.where((rows == UNKNOWN).any(0), UNKNOWN, 0))
 
 
 def _trace(program: list[dict], number: int) -> tuple[list[dict], int]:
@@ -244,15 +264,17 @@ def label_samples(
 
     Returns:
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
-        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 19)`, and "word_meanings" of shape
-        `(batch_size, text_length)`; see [`describe_patches`], [`find_roles`] and [`label_words`]. Of padding, and of patches
-        that show nothing, no role is known.
+        `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 19)`, "patch_described" of shape
+        `(batch_size, num_patches)`, and "word_meanings" of shape `(batch_size, text_length)`; see [`describe_patches`],
+        [`find_roles`], [`find_described`] and [`label_words`]. Of padding, and of patches that show nothing, no role is known;
+        they are not described.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
     names = np.full((batch_size, num_patches, len(NAMES)), UNKNOWN, np.int64)
     outlines = np.full((batch_size, num_patches, 4), np.nan, np.float32)
     roles = np.full((batch_size, num_patches, len(ROLES)), UNKNOWN, np.int8)
+    described = np.zeros((batch_size, num_patches), np.int8)
     pictures = {}
     for row, sample in enumerate(samples):
         graph = sample["scene"]
@@ -261,15 +283,17 @@ def label_samples(
             shares = cover_patches(sample["owner"], len(graph["objects"]), grids)
             told = [describe_patches(graph, *pair, patch_size) for pair in zip(shares, grids)]
             pictures[sample["image_id"]] = shares, told
-        played = find_roles(sample["program"], Facts(graph))[..., None]  # (num_roles, num_objects, 1)
-        for offset, covered, described in zip(offsets, *pictures[sample["image_id"]]):
+        played = find_roles(sample["program"], Facts(graph))
+        played = np.concatenate([played, find_described(played)[None]])[..., None]  # (num_roles + 1, num_objects, 1)
+        for offset, covered, shown in zip(offsets, *pictures[sample["image_id"]]):
             places = slice(offset, offset + covered.shape[1])
-            names[row, places], outlines[row, places] = described
+            names[row, places], outlines[row, places] = shown
             has = ((played == 1) & (covered > TOUCHED)).any(1)
             may_have = ((played != 0) & (covered > 0)).any(1)
             has_not = ((played == 0) & (covered > TOUCHED)).any(1)
-            roles[row, places] = np.where(has, 1, np.where(has_not & ~may_have, 0, UNKNOWN)).T
-    labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles))}
+            roles[row, places] = np.where(has, 1, np.where(has_not & ~may_have, 0, UNKNOWN))[:-1].T
+            described[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0))[-1]
+    labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles, described))}
     labels["word_meanings"] = label_words([sample["expression"] for sample in samples], processor)
     return labels
 
@@ -309,18 +333,23 @@ class SceneSupervision(nn.Module):
         layers: nn.ModuleList,
         hidden_states: tuple[torch.Tensor, ...],
         patch_indices: tuple[torch.Tensor, ...],
+        selection_logits: tuple[torch.Tensor, ...],
+        spatial_shapes: torch.Tensor,
         patch_names: torch.Tensor,
         patch_outlines: torch.Tensor,
         patch_roles: torch.Tensor,
+        patch_described: torch.Tensor,
         word_meanings: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         Args:
             layers (`nn.ModuleList`):
                 Of the model.
-            hidden_states, patch_indices (`tuple[torch.Tensor]`):
+            hidden_states, patch_indices, selection_logits (`tuple[torch.Tensor]`):
                 Of the model's output.
-            patch_names, patch_outlines, patch_roles, word_meanings (`torch.Tensor`):
+            spatial_shapes (`torch.LongTensor` of shape `(batch_size, num_scales, 2)`):
+                Rows and columns of each scale's patch grid.
+            patch_names, patch_outlines, patch_roles, patch_described, word_meanings (`torch.Tensor`):
                 See [`label_samples`].
 
         Returns:
@@ -348,6 +377,12 @@ class SceneSupervision(nn.Module):
             for number, states in zip(comparing, inputs):
                 logits = attention_logits(layers[number].attention, states[:, patches], states[:, :text_length])
                 losses["loss_words"].append(word_loss(logits, fit))
+            if scale + 1 < len(patch_indices):
+                children = child_indices(indices.clamp(min=0), spatial_shapes[:, scale, 1]).flatten(1)
+                described = patch_described.gather(1, children + offsets[scale + 1])
+                offered = read.repeat_interleave(4, dim=1) & (described != UNKNOWN)
+                loss = balanced_relevance_loss(selection_logits[scale].float().flatten(1), described == 1, offered)
+                losses["loss_described"].append(loss.mean())
             first += indices.shape[1]
             if scale > 0 and self.config.use_constant_token:
                 first += 1
