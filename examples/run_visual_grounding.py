@@ -106,7 +106,7 @@ class Arguments(GroundingArguments):
     scene_supervision: float = field(
         default=0.0,
         metadata={
-            "help": "Scenes only: weight of what scene graph and program tell about patches, the selection, and words."
+            "help": "Scenes only: weight of the losses that scene graph and program allow, on patches, words and selection."
         },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Precision of products."})

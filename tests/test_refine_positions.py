@@ -5,16 +5,16 @@ import torch
 from test_early_exit import rule_for
 from tiny import save_tiny_adapter, tiny_inputs, tiny_labels, tiny_model
 
-from conversion.refine_positions import create_waves, main, refine_positions
+from conversion.refine_positions import create_sinusoids, main, refine_positions
 from modeling_scanformer import ScanFormerForVisualGrounding, ScanFormerGenerationConfig, ScanFormerProcessor
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("position_grid_size", [1, 2, 5])
-def test_answers_stay_the_same(parts, position_grid_size):
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("position_grid_size", [2, 5])
+def test_answers_stay_the_same(factor, position_grid_size):
     model = tiny_model(position_grid_size=position_grid_size)
-    finer = refine_positions(model, parts)
-    assert finer.config.position_grid_size == parts * (position_grid_size - 1) + 1
+    finer = refine_positions(model, factor)
+    assert finer.config.position_grid_size == factor * (position_grid_size - 1) + 1
     assert finer.dtype == torch.float64 and not finer.training
     inputs = tiny_inputs(model.config)
     with torch.no_grad():
@@ -28,17 +28,17 @@ def test_answers_stay_the_same(parts, position_grid_size):
 def test_half_precision_and_attention_are_kept():
     model = tiny_model(dtype=torch.bfloat16)
     model.set_attn_implementation("eager")
-    finer = refine_positions(model, 2, waves=0.1)
+    finer = refine_positions(model, 2, sinusoids=0.1)
     assert finer.dtype == torch.bfloat16 and finer.config._attn_implementation == "eager"
     # the nodes that were there before are what they were
     old, new = (each.model.patch_embeddings.position_embeddings.weight for each in (model, refine_positions(model, 2)))
     assert torch.equal(old.view(5, 5, -1), new.view(9, 9, -1)[::2, ::2])
 
 
-def test_products_of_waves_tell_distances():
+def test_products_of_sinusoids_tell_distances():
     nodes = 11
-    waves = create_waves(nodes, 24)
-    products = (waves @ waves.T).view(nodes, nodes, nodes, nodes)
+    sinusoids = create_sinusoids(nodes, 24)
+    products = (sinusoids @ sinusoids.T).view(nodes, nodes, nodes, nodes)
     distances = torch.arange(nodes, dtype=torch.float64)
     lengths = torch.tensor([3.0, 4.5, 6.75, 10.125, 15.1875], dtype=torch.float64)
     cosines = (2 * torch.pi * distances[:, None] / lengths).cos().sum(1)
@@ -47,12 +47,12 @@ def test_products_of_waves_tell_distances():
     torch.testing.assert_close(products, expected)
 
 
-def test_waves_have_their_amplitude():
+def test_sinusoids_have_their_amplitude():
     model = tiny_model()
-    plain, waved = (refine_positions(model, 2, waves=waves) for waves in (0.0, 0.3))
-    plain, waved = (each.model.patch_embeddings.position_embeddings.weight for each in (plain, waved))
+    plain, added = (refine_positions(model, 2, sinusoids=amplitude) for amplitude in (0.0, 0.3))
+    plain, added = (each.model.patch_embeddings.position_embeddings.weight for each in (plain, added))
     # a sine and a cosine of five lengths along rows and columns
-    torch.testing.assert_close((waved - plain).norm(dim=1), torch.full((81,), 0.3 * 10**0.5, dtype=torch.float64))
+    torch.testing.assert_close((added - plain).norm(dim=1), torch.full((81,), 0.3 * 10**0.5, dtype=torch.float64))
 
 
 def test_a_place_between_the_nodes_before_can_be_learned():
@@ -90,14 +90,15 @@ def test_the_model_itself_stays_as_it_was():
 
 
 def test_all_positions_get_gradients():
-    finer = refine_positions(tiny_model(), 2, waves=0.1).train()
+    finer = refine_positions(tiny_model(selection_threshold=0.0), 2, sinusoids=0.1).train()
     finer(**tiny_inputs(finer.config), labels=tiny_labels()).loss.backward()
+    gradient = finer.model.patch_embeddings.position_embeddings.weight.grad
+    assert (gradient != 0).any(1).sum() > 25, "more than the nodes that were there before"
     assert all(parameter.grad is not None for parameter in finer.parameters())
-    assert finer.model.patch_embeddings.position_embeddings.weight.grad.abs().max() > 0
 
 
 def test_command_writes_a_model_that_loads(checkpoint, tmp_path, capsys):
-    main(str(checkpoint), tmp_path / "out", parts=2)
+    main(str(checkpoint), tmp_path / "out", factor=2)
     assert "positions" in capsys.readouterr().out
     before, after = (ScanFormerForVisualGrounding.from_pretrained(each) for each in (checkpoint, tmp_path / "out"))
     assert after.config.position_grid_size == 2 * before.config.position_grid_size - 1
@@ -108,13 +109,19 @@ def test_command_writes_a_model_that_loads(checkpoint, tmp_path, capsys):
 
 
 def test_what_cannot_be_refined_is_named(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="1 part or more"):
-        refine_positions(tiny_model(), 0)
-    with pytest.raises(ValueError, match="Waves have 20 directions, but the states only 16"):
-        refine_positions(tiny_model(hidden_size=16), 2, waves=1.0)
+    for factor in (-1, 0, 1, 257, 10**30):
+        with pytest.raises(ValueError, match="that must be more, and at most 1024"):
+            refine_positions(tiny_model(), factor)
+    with pytest.raises(ValueError, match="grid of 1 nodes"):
+        refine_positions(tiny_model(position_grid_size=1), 2)
+    for amplitude in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="a number from 0 on"):
+            refine_positions(tiny_model(), 2, amplitude)
+    with pytest.raises(ValueError, match="Sinusoids have 20 directions, but the states only 16"):
+        refine_positions(tiny_model(hidden_size=16), 2, sinusoids=1.0)
     with pytest.raises(SystemExit, match="is what is read"):
-        main(str(checkpoint), checkpoint, parts=2)
+        main(str(checkpoint), checkpoint, factor=2)
     save_tiny_adapter(tmp_path / "adapter", checkpoint)
     with pytest.raises(SystemExit, match="adapter is an adapter: merge it first"):
-        main(str(tmp_path / "adapter"), tmp_path / "out", parts=2)
+        main(str(tmp_path / "adapter"), tmp_path / "out", factor=2)
     assert not (tmp_path / "out").exists()

@@ -15,8 +15,8 @@
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
 training, and thrown away. And which words name its looks: in the attention from patches to words, one head of each layer from
-Encoder1's third on is told where to look. And what is worth a closer look: all that the expression describes, not the target
-alone, so that what has to be compared or counted can be.
+Encoder1's third on is told where to look. And what is worth a closer look: not the target alone, but all that has to be seen to
+tell it from other things.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from modeling_scanformer import ScanFormerConfig, ScanFormerProcessor
-from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners
+from modeling_scanformer.loss_scanformer import balanced_relevance_loss, box_iou, center_to_corners, relevance
 from modeling_scanformer.pyramid_scanformer import scale_offsets
 from modeling_scanformer.selection_scanformer import child_indices
 
@@ -58,8 +58,9 @@ TOUCHED, SHOWN = 0.05, 0.12
 ALONE_TO_NAME, ALONE_TO_OUTLINE = 0.1, 0.3
 
 # Weights of the losses before they are summed. Optimizers divide by the size of the whole gradient, and that of the target's
-# box is large: these are meant to give names, roles and words shares of the same order in Encoder1. That of the selection goes
-# against relevance, for which what is not the target is irrelevant; but there are far more patches of that kind.
+# box is large: these are meant to give names, roles and words shares of the same order in Encoder1. What is described but is not
+# the target counts as irrelevant in the model's own loss of relevance. Both losses are balanced: such a patch is one of very many
+# there, and one of few here, so that this loss prevails.
 LOSSES = {"loss_names": 16.0, "loss_roles": 540.0, "loss_outlines": 4.0, "loss_words": 40.0, "loss_described": 20.0}
 # The heads start from nothing, and until they read what the states hold, they teach nothing: they learn at this multiple of
 # the model's rate, for which Muon can have 4e-3.
@@ -117,7 +118,7 @@ def find_roles(program: list[dict], facts: Facts) -> np.ndarray:
 def find_described(roles: np.ndarray) -> np.ndarray:
     """
     What has to be seen to tell what an expression means: the target and other things that it names, and all that has the
-    attributes asked of either. (If everything has, there is nothing to be seen about it.)
+    attributes asked of either. Where everything has them, as in "the second thing from the right", places are enough to find it.
 
     Args:
         roles (`np.ndarray` of shape `(19, num_objects)`):
@@ -126,8 +127,12 @@ def find_described(roles: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(num_objects,)`: 1, 0 or `UNKNOWN`.
     """
-    rows = [roles[ROLES.index(whose + part)] for whose in ("target", "anchor") for part in ("", "_described")]
-    rows = np.stack([row for row in rows if (row == 0).any()])
+    rows = np.stack(
+        [roles[ROLES.index(whose + part)] for whose in ("target", "anchor") for part in ("", "_described")]
+    )
+    tells = (rows == 1).any(1) & (rows != 1).any(1)
+    tells[0] = True
+    rows = rows[tells]
     return np.where((rows == 1).any(0), 1, np.where((rows == UNKNOWN).any(0), UNKNOWN, 0))
 
 
@@ -240,6 +245,14 @@ def describe_patches(
     return names, outlines
 
 
+def overlap_boxes(graph: dict, grid: torch.Tensor) -> np.ndarray:
+    """Whether the patches of a grid, of shape `(2,)`, overlap the objects' boxes; of shape `(num_objects, num_patches)`."""
+    boxes = torch.tensor([item["bbox"] for item in graph["objects"]], dtype=torch.float64)
+    boxes = boxes / torch.tensor([graph["width"], graph["height"]] * 2)
+    patches = torch.arange(int(grid.prod())).expand(len(boxes), -1)
+    return relevance(patches, grid.expand(len(boxes), 2), boxes).numpy()
+
+
 def label_samples(
     samples: list[dict],
     spatial_shapes: torch.Tensor,
@@ -266,8 +279,8 @@ def label_samples(
         `dict[str, torch.Tensor]`: "patch_names" of shape `(batch_size, num_patches, 3)`, "patch_outlines" of shape
         `(batch_size, num_patches, 4)`, "patch_roles" of shape `(batch_size, num_patches, 19)`, "patch_described" of shape
         `(batch_size, num_patches)`, and "word_meanings" of shape `(batch_size, text_length)`; see [`describe_patches`],
-        [`find_roles`], [`find_described`] and [`label_words`]. Of padding, and of patches that show nothing, no role is known;
-        they are not described.
+        [`find_roles`], [`find_described`] and [`label_words`]. Of padding, and of patches that show nothing, no role is known.
+        Only what lies outside of the boxes of all that is described is certainly not, as relevance is a matter of boxes, too.
     """
     batch_size, num_scales = spatial_shapes.shape[:2]
     offsets = scale_offsets(num_patches, num_scales)
@@ -283,16 +296,18 @@ def label_samples(
             shares = cover_patches(sample["owner"], len(graph["objects"]), grids)
             told = [describe_patches(graph, *pair, patch_size) for pair in zip(shares, grids)]
             pictures[sample["image_id"]] = shares, told
-        played = find_roles(sample["program"], Facts(graph))
-        played = np.concatenate([played, find_described(played)[None]])[..., None]  # (num_roles + 1, num_objects, 1)
-        for offset, covered, shown in zip(offsets, *pictures[sample["image_id"]]):
+        played = find_roles(sample["program"], Facts(graph))[..., None]  # (num_roles, num_objects, 1)
+        seen = find_described(played[..., 0])
+        for scale, (offset, covered, shown) in enumerate(zip(offsets, *pictures[sample["image_id"]])):
             places = slice(offset, offset + covered.shape[1])
             names[row, places], outlines[row, places] = shown
             has = ((played == 1) & (covered > TOUCHED)).any(1)
             may_have = ((played != 0) & (covered > 0)).any(1)
             has_not = ((played == 0) & (covered > TOUCHED)).any(1)
-            roles[row, places] = np.where(has, 1, np.where(has_not & ~may_have, 0, UNKNOWN))[:-1].T
-            described[row, places] = np.where(has, 1, np.where(may_have, UNKNOWN, 0))[-1]
+            roles[row, places] = np.where(has, 1, np.where(has_not & ~may_have, 0, UNKNOWN)).T
+            shows = (covered[seen == 1] > TOUCHED).any(0)
+            near = overlap_boxes(graph, spatial_shapes[row, scale])[seen != 0].any(0)
+            described[row, places] = np.where(shows, 1, np.where(near, UNKNOWN, 0))
     labels = {name: torch.from_numpy(values) for name, values in zip(LABELS, (names, outlines, roles, described))}
     labels["word_meanings"] = label_words([sample["expression"] for sample in samples], processor)
     return labels
@@ -303,7 +318,7 @@ class SceneSupervision(nn.Module):
     Reads names, roles and outlines out of the patches' states after every layer of Encoder1 but the first (unless it has no
     other). Asked early, what an object is like is known early, and the layers after that can compare it with the words: their
     first heads are to attend from a patch to the words that fit what it shows, and not to those that don't. (In an Encoder1 of
-    one or two layers, there are none after that.)
+    one or two layers, there are none after that.) The selection is asked for what is described.
 
     Args:
         config ([`ScanFormerConfig`]):
@@ -353,7 +368,8 @@ class SceneSupervision(nn.Module):
                 See [`label_samples`].
 
         Returns:
-            The weighted sum, and the losses by name, each averaged over scales and layers.
+            The weighted sum, and the losses by name, each averaged over scales and layers; that of the selection over all
+            scales but the last, and missing where there is no other.
         """
         offsets = scale_offsets(patch_names.shape[1], len(patch_indices))
         losses: dict[str, list[torch.Tensor]] = {name: [] for name in LOSSES}
@@ -379,10 +395,10 @@ class SceneSupervision(nn.Module):
                 losses["loss_words"].append(word_loss(logits, fit))
             if scale + 1 < len(patch_indices):
                 children = child_indices(indices.clamp(min=0), spatial_shapes[:, scale, 1]).flatten(1)
-                described = patch_described.gather(1, children + offsets[scale + 1])
-                offered = read.repeat_interleave(4, dim=1) & (described != UNKNOWN)
-                loss = balanced_relevance_loss(selection_logits[scale].float().flatten(1), described == 1, offered)
-                losses["loss_described"].append(loss.mean())
+                described = patch_described.gather(1, children + offsets[scale + 1])[..., None]
+                logits = selection_logits[scale].float().flatten(1)[..., None]
+                offered = read.repeat_interleave(4, dim=1)
+                losses["loss_described"].append(role_loss(logits, described, offered))
             first += indices.shape[1]
             if scale > 0 and self.config.use_constant_token:
                 first += 1
