@@ -37,7 +37,7 @@ from .sources import load_source
 
 TABLE = "model.patch_embeddings.position_embeddings.weight"
 
-# Nodes along a side: more than patches along a side of any picture that is read.
+# Nodes along a side, which make a table of a million positions.
 MOST_NODES = 1024
 # In intervals of the finer grid, which hardly shows any shorter ones.
 WAVELENGTHS = [3.0 * 1.5**number for number in range(5)]

@@ -93,7 +93,7 @@ def test_all_positions_get_gradients():
     finer = refine_positions(tiny_model(selection_threshold=0.0), 2, sinusoids=0.1).train()
     finer(**tiny_inputs(finer.config), labels=tiny_labels()).loss.backward()
     gradient = finer.model.patch_embeddings.position_embeddings.weight.grad
-    assert (gradient != 0).any(1).sum() > 25, "more than the nodes that were there before"
+    assert (gradient != 0).any(1).all()
     assert all(parameter.grad is not None for parameter in finer.parameters())
 
 
