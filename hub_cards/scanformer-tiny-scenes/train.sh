@@ -3,8 +3,8 @@
 #
 #     bash hub_cards/scanformer-tiny-scenes/train.sh outputs/scanformer-tiny-scenes
 #
-# Nearly twenty-three hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10 on
-# one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
+# Nearly twenty-three hours on two CPU cores, by the progress bars of the stages, and another seven minutes for stages 9 and 10
+# on one NVIDIA H200 with 16 CPU cores; a CPU alone would take half a day for these two. The weights in this folder went through
 # these stages; their third, fourth and tenth stage were the first steps of longer schedules, in which the learning rate had
 # begun to fall, the tenth's to 13 % of its peak. Stages 12 to 31 ran on a CPU with matrix units for bf16.
 set -euo pipefail
@@ -189,8 +189,9 @@ supervised_stage 44 43 --longest_edge 512 --dataset_level contrasts+standard+sta
 # A grid of positions three times as fine, and the threshold of the selection falls again. Of the weights here, only from step
 # 800 of this stage on was the selection told to choose all that has to be seen; before, it was the target alone. They went
 # through both stages in one run, planned for 2400, then 1850, 1750 and 1670 steps, with a threshold of 0.5 up to step 700, and
-# veils and larger pictures from step 1200 on, where the rate had fallen to 36 % and went on from 33 %. In that run, what shows
-# nothing of a thing but lies in its box was not to be chosen, and samples of which nothing described was offered still counted.
+# veils and larger pictures from step 1200 on, where the rate had fallen to 36 % and went on from 33 %; at step 1300 it went
+# from 27 to 23 %. In that run, what shows nothing of a thing but lies in its box was not to be chosen, and samples of which
+# nothing described was offered still counted.
 python -m conversion.refine_positions "$out/44" "$out/44-finer" --factor 3 --sinusoids 1.0
 supervised_stage 45 44-finer --longest_edge 384 --dataset_level contrasts+standard+standard --seed 121 \
     --max_train_steps 1200 --learning_rate 4e-3 --num_warmup_steps 60 --selection_threshold 0.3
