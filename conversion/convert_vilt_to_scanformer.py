@@ -150,9 +150,14 @@ def convert_to_vilt(source: Source, out: Path) -> Report:
             Folder to write to.
 
     Raises:
-        ValueError: if the source's tensors do not fit its configuration.
+        ValueError: if the source's tensors do not fit its configuration, or it has convolutions.
     """
     config = source.config
+    if config.num_convolution_layers > 0:
+        raise ValueError(
+            f"{source.name} has {config.num_convolution_layers} sparse convolutions, and a ViLT has none: it cannot compute "
+            "the same. Only a model of `num_convolution_layers=0` can become one."
+        )
     image_size = config.position_grid_size * config.patch_size
     vilt = ViltConfig(
         **{name: getattr(config, name) for name in SHARED_CONFIG},

@@ -23,6 +23,9 @@ from .portability_scanformer import IS_REMOTE_CODE, code_entries, renew_code_ent
 
 logger = logging.get_logger(__name__)
 
+# How many times narrower sparse convolutions are than the encoder, as the bottlenecks of ResNet (arXiv 1512.03385).
+CONVOLUTION_REDUCTION = 4
+
 POSITIVE_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -78,6 +81,9 @@ class ScanFormerConfig(PreTrainedConfig):
             selection nor constant token: the dense, single-scale baseline.
         position_grid_size (`int`, *optional*, defaults to 12):
             Side of the grid of learned positions, interpolated to the patch grid of every scale.
+        num_convolution_layers (`int`, *optional*, defaults to 0):
+            Number of sparse convolutions that every patch's embedding goes through, together with those of the patches next to
+            it that are read. The paper has none.
         selection_threshold (`float`, *optional*, defaults to 0.5):
             A patch is selected where the sigmoid of its logit exceeds this. 0.0 reads everything, 1.0 nothing beyond the
             coarsest scale.
@@ -145,6 +151,7 @@ class ScanFormerConfig(PreTrainedConfig):
     patch_size: int = 32
     num_scales: int = 3
     position_grid_size: int = 12
+    num_convolution_layers: int = 0
     selection_threshold: float | int = 0.5
     use_constant_token: bool = True
     merge_constant_tokens: bool = True
@@ -190,6 +197,12 @@ class ScanFormerConfig(PreTrainedConfig):
         for name in POSITIVE_SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_convolution_layers < 0:
+            raise ValueError(f"`num_convolution_layers` must be at least 0, got {self.num_convolution_layers}.")
+        if self.num_convolution_layers > 0 and self.hidden_size < CONVOLUTION_REDUCTION:
+            raise ValueError(
+                f"Sparse convolutions need a `hidden_size` of at least {CONVOLUTION_REDUCTION}, got {self.hidden_size}."
+            )
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

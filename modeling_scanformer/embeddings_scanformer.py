@@ -15,8 +15,9 @@
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
-from .configuration_scanformer import ScanFormerConfig
+from .configuration_scanformer import CONVOLUTION_REDUCTION, ScanFormerConfig
 
 
 def embedding_row(table: nn.Embedding, index: int, device: torch.device) -> torch.Tensor:
@@ -44,8 +45,38 @@ class ScanFormerTextEmbeddings(nn.Module):
         return self.dropout(self.layernorm(embeddings))
 
 
+class ScanFormerSparseConvolution(nn.Module):
+    """
+    A residual 3 x 3 convolution over the patches of a scale that are read: a submanifold sparse convolution (arXiv 1706.01307),
+    which gives nothing where nothing is read, and where a neighbour is not read takes it for 0.
+    """
+
+    def __init__(self, config: ScanFormerConfig):
+        super().__init__()
+        width = config.hidden_size // CONVOLUTION_REDUCTION
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.reduction = nn.Linear(config.hidden_size, width)
+        self.kernel = nn.Linear(9 * width, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, embeddings: torch.Tensor, neighbors: torch.LongTensor) -> torch.Tensor:
+        """
+        Args:
+            embeddings (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`):
+                Of the patches that are read.
+            neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`):
+                See [`find_neighbors`].
+        """
+        reduced = nn.functional.pad(self.reduction(self.layernorm(embeddings)), (0, 0, 0, 1))
+        around = neighbors.flatten(1)[..., None].expand(-1, -1, reduced.shape[-1])
+        around = reduced.gather(1, around).view(*neighbors.shape[:2], self.kernel.in_features)
+        return embeddings + self.dropout(self.dense(self.activation_fn(self.kernel(around))))
+
+
 class ScanFormerPatchEmbeddings(nn.Module):
-    """Linear projection of patches, plus the position of each in its image and its scale."""
+    """Linear projection of patches, plus the position of each in its image and its scale; then sparse convolutions, if any."""
 
     def __init__(self, config: ScanFormerConfig):
         super().__init__()
@@ -54,6 +85,9 @@ class ScanFormerPatchEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.position_grid_size**2, config.hidden_size)
         self.scale_embeddings = nn.Embedding(config.num_scales, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.convolutions = nn.ModuleList(
+            [ScanFormerSparseConvolution(config) for _ in range(config.num_convolution_layers)]
+        )
 
     def interpolate_positions(self, indices: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """
@@ -79,11 +113,34 @@ class ScanFormerPatchEmbeddings(nn.Module):
         positions = self.position_embeddings(nodes.flatten(2))  # (batch_size, num_patches, 4, hidden_size)
         return (shares.flatten(2).to(positions.dtype)[..., None] * positions).sum(2)
 
-    def forward(self, patches: torch.Tensor, indices: torch.Tensor, grid: torch.Tensor, scale: int) -> torch.Tensor:
+    def forward(
+        self,
+        patches: torch.Tensor,
+        indices: torch.Tensor,
+        grid: torch.Tensor,
+        scale: int,
+        neighbors: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            patches (`torch.Tensor` of shape `(batch_size, num_patches, 3 * patch_size**2)`):
+                The patches that are read, flattened.
+            indices (`torch.LongTensor` of shape `(batch_size, num_patches)`):
+                Their row-major indices in the scale's grid.
+            grid (`torch.LongTensor` of shape `(batch_size, 2)`):
+                Rows and columns of the scale.
+            scale (`int`):
+                The scale.
+            neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`, *optional*):
+                See [`find_neighbors`]. Needed for convolutions.
+        """
         embeddings = self.projection(patches.to(self.position_embeddings.weight.dtype))
         embeddings = embeddings + self.interpolate_positions(indices, grid)
         embeddings = embeddings + embedding_row(self.scale_embeddings, scale, indices.device)
-        return self.dropout(embeddings)
+        embeddings = self.dropout(embeddings)
+        for convolution in self.convolutions:
+            embeddings = convolution(embeddings, neighbors)
+        return embeddings
 
 
 __all__ = ["ScanFormerPatchEmbeddings", "ScanFormerTextEmbeddings", "embedding_row"]

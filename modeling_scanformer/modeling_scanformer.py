@@ -461,7 +461,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
         selected patches only; in training also for the unselected children of selected parents, whose gates get a gradient
         although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
-        constant token c is 0 and nothing stands for the others.
+        constant token c is 0 and nothing stands for the others. Convolutions go over selected patches only; unselected children
+        are embedded as if they were read together, and nothing else.
         """
         scale, selection = scan.scale, scan.selection
         batch_size, device = len(scan.rows), selection.indices.device
@@ -469,7 +470,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
 
         def embed(chosen: Selection) -> torch.Tensor:
             patches = scan.patches(chosen.indices, scale)
-            embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale)
+            neighbors = scan.neighbors(chosen, scale) if self.config.num_convolution_layers > 0 else None
+            embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale, neighbors)
             return embeddings.to(device) + modality
 
         patches = embed(selection)

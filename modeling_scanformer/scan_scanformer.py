@@ -21,7 +21,7 @@ from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS, TokenBudget, plan_b
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .pyramid_scanformer import scale_offsets
-from .selection_scanformer import Selection, join_rows
+from .selection_scanformer import Selection, find_neighbors, join_rows
 
 
 # On the CPU every token costs time, those that pad as well; a pass of its own costs about as much as so many tokens. On
@@ -173,6 +173,11 @@ class Scan:
     def patches(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """Gather flattened patches of a scale by their index: `(num_active, num_patches, 3 * patch_size**2)`."""
         return self.pixel_values[self.rows[:, None], self.offsets[scale] + indices]
+
+    def neighbors(self, selection: Selection, scale: int) -> torch.LongTensor:
+        """Where the neighbours of selected patches of a scale stand in the selection; see [`find_neighbors`]."""
+        num_patches = self.offsets[scale + 1] - self.offsets[scale]
+        return find_neighbors(selection.indices, selection.mask, self.grid(scale), num_patches)
 
     def patch_mask(self, scale: int) -> torch.Tensor:
         """Nonzero at the real patches of a scale, of shape `(num_active, num_patches)`."""

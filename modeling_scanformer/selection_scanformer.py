@@ -116,6 +116,42 @@ def child_indices(indices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return upper_left[..., None] + steps
 
 
+def find_neighbors(
+    indices: torch.Tensor, mask: torch.Tensor, grid: torch.Tensor, num_patches: int
+) -> torch.LongTensor:
+    """
+    Where the neighbours of patches stand in a selection.
+
+    Args:
+        indices (`torch.Tensor` of shape `(batch_size, num_selected)`):
+            Row-major indices of the selected patches.
+        mask (`torch.Tensor` of shape `(batch_size, num_selected)`):
+            True where an entry of `indices` is a patch.
+        grid (`torch.Tensor` of shape `(batch_size, 2)`):
+            Rows and columns of every image's grid.
+        num_patches (`int`):
+            At least the number of patches of the largest grid.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, num_selected, 9)`: for the 3 x 3 patches around each selected one, row by row,
+        their places in `indices`; `num_selected` for those that are not selected or lie outside of the grid.
+    """
+    batch_size, num_selected = indices.shape
+    places = torch.arange(num_selected, device=indices.device).expand(batch_size, -1)
+    # behind the last patch one that is never selected
+    place_of = places.new_full((batch_size, num_patches + 1), num_selected)
+    place_of = place_of.scatter(1, indices.where(mask, num_patches), places)
+    place_of[:, num_patches] = num_selected
+
+    rows, columns = grid[:, :1, None], grid[:, 1:, None]
+    steps = torch.arange(-1, 2, device=indices.device)
+    row = indices[..., None] // columns + steps.repeat_interleave(3)
+    column = indices[..., None] % columns + steps.repeat(3)
+    is_inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    around = (row * columns + column).where(is_inside, num_patches)
+    return place_of.gather(1, around.flatten(1)).view_as(around)
+
+
 def select_children(
     parents: Selection,
     logits: torch.Tensor,
@@ -174,4 +210,4 @@ def select_children(
     return gather(selected, rejected=gather(offered & ~selected) if gated else None)
 
 
-__all__ = ["Selection", "child_indices", "select_all", "select_children"]
+__all__ = ["Selection", "child_indices", "find_neighbors", "select_all", "select_children"]

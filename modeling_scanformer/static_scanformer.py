@@ -201,6 +201,7 @@ class ScanFormerScaleStep(nn.Module):
         past_keys: torch.Tensor,
         past_values: torch.Tensor,
         past_bias: torch.Tensor,
+        neighbors: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """
         Args:
@@ -218,6 +219,8 @@ class ScanFormerScaleStep(nn.Module):
                 The cache, up to this scale.
             past_bias (`torch.Tensor` of shape `(batch_size, past_length)`):
                 Bias of its keys; a large negative number where nothing has been written.
+            neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`, *optional*):
+                Where the patches around each stand among them, see [`find_neighbors`]; only of a model with convolutions.
 
         Returns:
             Boxes of shape `(batch_size, 4)` and scores of shape `(batch_size,)`; and, except at the last scale, selection
@@ -229,7 +232,7 @@ class ScanFormerScaleStep(nn.Module):
         modality = embedding_row(encoder.modality_embeddings, 1, indices.device)
         tokens = [
             (embedding_row(encoder.reg_tokens, self.scale, indices.device) + modality).expand(batch_size, 1, -1),
-            encoder.patch_embeddings(patches, indices, grid, self.scale) + modality,
+            encoder.patch_embeddings(patches, indices, grid, self.scale, neighbors) + modality,
         ]
         biases = [past_bias, past_bias.new_zeros(batch_size, 1), encoder._masked_bias(mask)]
         if self.scale > 0:
@@ -286,6 +289,8 @@ def example_inputs(
             "past_values": torch.zeros(past_shape, dtype=dtype, device=device),
             "past_bias": torch.zeros(batch_size, length, dtype=full, device=device),
         }
+        if config.num_convolution_layers > 0:
+            inputs[name]["neighbors"] = torch.zeros(batch_size, size, 9, **integers)
     return inputs
 
 
@@ -528,6 +533,7 @@ class StaticScanner:
         name, size = self.shapes.fit(scale, scan.selection.indices.shape[1])
         selection = _pad(scan.selection, size)
         past_keys, past_values, past_bias = cache.before(scale)
+        optional = {"neighbors": scan.neighbors(selection, scale)} if self.config.num_convolution_layers > 0 else {}
         box, score, *rest = self.steps[name](
             patches=scan.patches(selection.indices, scale),
             indices=selection.indices,
@@ -537,6 +543,7 @@ class StaticScanner:
             past_keys=past_keys,
             past_values=past_values,
             past_bias=past_bias,
+            **optional,
         )
         scan.readings.append(ScaleReading(selection))
         if not scan.finished:

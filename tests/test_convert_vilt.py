@@ -559,6 +559,12 @@ def test_reverse_computes_the_coarsest_scale(tmp_path):
     assert {"box_head", "score_head"} <= unused
 
 
+def test_reverse_refuses_what_a_vilt_does_not_have(tmp_path):
+    short(tiny_model(dtype=torch.float32, num_convolution_layers=1)).save_pretrained(tmp_path / "scanformer")
+    error = error_of(tmp_path / "scanformer", tmp_path / "vilt", "--reverse")
+    assert "1 sparse convolutions, and a ViLT has none" in error and not (tmp_path / "vilt").exists()
+
+
 def test_output_is_complete(tmp_path):
     source = write(random_vilt(hidden_dropout_prob=0.1), tmp_path / "vilt")
     options = ("--longest_edge", 32, "--num_scales", 2, "--selection_layer", 2)

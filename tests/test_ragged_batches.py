@@ -65,7 +65,11 @@ def test_parts_give_what_the_whole_gives(options, monkeypatch):
     assert sum(rows * length for rows, length in shapes[1:]) == counts.sum()
 
 
-@pytest.mark.parametrize("config", [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 1}],
+    ids=str,
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_parts_of_a_forward_pass_give_what_the_whole_gives(training, config, monkeypatch):
     model = tiny_model(**config).train(training)

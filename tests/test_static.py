@@ -54,8 +54,9 @@ def record(scanner: StaticScanner) -> list[str]:
 
 @pytest.mark.parametrize("options", [{}, {"selection_threshold": 0.0}, {"selection_threshold": 1.0}], ids=str)
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-def test_boxes_are_those_of_generate(options, attn_implementation):
-    model = tiny_model()
+@pytest.mark.parametrize("num_convolution_layers", [0, 2])
+def test_boxes_are_those_of_generate(options, attn_implementation, num_convolution_layers):
+    model = tiny_model(num_convolution_layers=num_convolution_layers)
     model.set_attn_implementation(attn_implementation)
     scanner = StaticScanner.from_model(model, SHAPES)
     for seed in range(3):

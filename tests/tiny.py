@@ -94,7 +94,7 @@ def save_tiny_checkpoint(folder):
     """A tiny model with its processor, for whatever loads from a folder."""
     tokenizer = create_tokenizer(model_max_length=12)
     image_processor = ScanFormerImageProcessor(size={"longest_edge": 24}, patch_size=2, num_scales=3)
-    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), num_convolution_layers=1).save_pretrained(folder)
     ScanFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 

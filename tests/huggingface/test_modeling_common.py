@@ -75,6 +75,7 @@ class ScanFormerModelTester:
             patch_size=self.patch_size,
             num_scales=self.num_scales,
             position_grid_size=3,
+            num_convolution_layers=1,
             selection_threshold=self.selection_threshold,
         )
 
