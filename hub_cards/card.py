@@ -211,9 +211,11 @@ def render_card(
 def describe_architecture(model: ScanFormerForVisualGrounding, processor: ScanFormerProcessor) -> dict[str, str]:
     """Sizes of a model, by their names for readers."""
     config = model.config
+    convolutions = {"sparse convolutions": str(config.num_convolution_layers)} if config.num_convolution_layers else {}
     return {
         "parameters": f"{model.num_parameters():,}",
         "width": str(config.hidden_size),
+        **convolutions,
         "layers": f"{config.num_hidden_layers}, the first {config.selection_layer} of them Encoder1",
         "attention heads": str(config.num_attention_heads),
         "scales": str(config.num_scales),

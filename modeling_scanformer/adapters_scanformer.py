@@ -33,7 +33,7 @@ register_checkpoint_conversion_mapping(
 TARGET_MODULES = ("projection", "q_proj", "v_proj")
 # Smaller than their low-rank updates would be: the heads' last layers, and the tokens, which no linear layer reads.
 MODULES_TO_SAVE = ("out_proj", "classifier", "reg_tokens", "constant_token")
-# Patterns of what 4 bits leave alone: how pixels come in, and how answers and the selection come out.
+# Patterns of what 4 bits leave alone: how pixels come in, convolutions included, and how answers and the selection come out.
 FULL_PRECISION_MODULES = (r"(model\.)?patch_embeddings", r"(model\.)?selection_head", "box_head", "score_head")
 
 

@@ -82,8 +82,8 @@ class ScanFormerConfig(PreTrainedConfig):
         position_grid_size (`int`, *optional*, defaults to 12):
             Side of the grid of learned positions, interpolated to the patch grid of every scale.
         num_convolution_layers (`int`, *optional*, defaults to 0):
-            Number of sparse convolutions that every patch's embedding goes through, together with those of the patches next to
-            it that are read. The paper has none.
+            Number of residual 3 x 3 convolutions over the embeddings of the patches that are read; those that are not count as
+            0. The paper has none. New ones change nothing until they are trained.
         selection_threshold (`float`, *optional*, defaults to 0.5):
             A patch is selected where the sigmoid of its logit exceeds this. 0.0 reads everything, 1.0 nothing beyond the
             coarsest scale.

@@ -45,10 +45,14 @@ class ScanFormerTextEmbeddings(nn.Module):
         return self.dropout(self.layernorm(embeddings))
 
 
+class ScanFormerConvolutionOutput(nn.Linear):
+    """A class of its own, which begins at 0: a new convolution changes nothing, also in a model that has been trained."""
+
+
 class ScanFormerSparseConvolution(nn.Module):
     """
     A residual 3 x 3 convolution over the patches of a scale that are read: a submanifold sparse convolution (arXiv 1706.01307),
-    which gives nothing where nothing is read, and where a neighbour is not read takes it for 0.
+    which gives nothing where nothing is read, and takes a neighbour that is not read for 0.
     """
 
     def __init__(self, config: ScanFormerConfig):
@@ -58,7 +62,7 @@ class ScanFormerSparseConvolution(nn.Module):
         self.reduction = nn.Linear(config.hidden_size, width)
         self.kernel = nn.Linear(9 * width, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = ScanFormerConvolutionOutput(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, embeddings: torch.Tensor, neighbors: torch.LongTensor) -> torch.Tensor:
@@ -69,9 +73,11 @@ class ScanFormerSparseConvolution(nn.Module):
             neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`):
                 See [`find_neighbors`].
         """
-        reduced = nn.functional.pad(self.reduction(self.layernorm(embeddings)), (0, 0, 0, 1))
-        around = neighbors.flatten(1)[..., None].expand(-1, -1, reduced.shape[-1])
-        around = reduced.gather(1, around).view(*neighbors.shape[:2], self.kernel.in_features)
+        reduced = self.reduction(self.layernorm(embeddings))
+        # a last one that is 0, for neighbours that are not read
+        reduced = nn.functional.pad(reduced, (0, 0, 0, 1))  # (batch_size, num_patches + 1, width)
+        places = neighbors.flatten(1)[..., None].expand(-1, -1, reduced.shape[-1])
+        around = reduced.gather(1, places).view(*neighbors.shape[:2], self.kernel.in_features)
         return embeddings + self.dropout(self.dense(self.activation_fn(self.kernel(around))))
 
 
@@ -132,8 +138,16 @@ class ScanFormerPatchEmbeddings(nn.Module):
             scale (`int`):
                 The scale.
             neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`, *optional*):
-                See [`find_neighbors`]. Needed for convolutions.
+                See [`find_neighbors`]. Needed where there are convolutions.
+
+        Raises:
+            ValueError: if there are convolutions but no neighbours.
         """
+        if neighbors is None and len(self.convolutions) > 0:
+            raise ValueError(
+                "The model has sparse convolutions (`num_convolution_layers` in its configuration), which need `neighbors`: "
+                "where in the selection the patches around each stand, as `find_neighbors` gives it."
+            )
         embeddings = self.projection(patches.to(self.position_embeddings.weight.dtype))
         embeddings = embeddings + self.interpolate_positions(indices, grid)
         embeddings = embeddings + embedding_row(self.scale_embeddings, scale, indices.device)

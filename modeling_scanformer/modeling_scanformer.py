@@ -32,13 +32,18 @@ from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .early_exit_scanformer import EarlyExitRule
-from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings, embedding_row
+from .embeddings_scanformer import (
+    ScanFormerConvolutionOutput,
+    ScanFormerPatchEmbeddings,
+    ScanFormerTextEmbeddings,
+    embedding_row,
+)
 from .generation_scanformer import OPTIONS, ScanFormerGenerationConfig, ScanFormerGenerationMixin
 from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
 from .loss_scanformer import visual_grounding_loss
 from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
 from .scan_scanformer import ScaleReading, Scan, check_pyramid, join_scans
-from .selection_scanformer import Selection, select_all, select_children
+from .selection_scanformer import select_all, select_children
 
 
 logger = logging.get_logger(__name__)
@@ -100,6 +105,8 @@ class ScanFormerPreTrainedModel(ScanFormerAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScanFormerSelectionClassifier):
             init.constant_(module.bias, INITIAL_SELECTION_LOGIT)
+        elif isinstance(module, ScanFormerConvolutionOutput):
+            init.zeros_(module.weight)
 
     def _replicate_for_data_parallel(self):
         raise NotImplementedError(
@@ -461,20 +468,19 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
         selected patches only; in training also for the unselected children of selected parents, whose gates get a gradient
         although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
-        constant token c is 0 and nothing stands for the others. Convolutions go over selected patches only; unselected children
-        are embedded as if they were read together, and nothing else.
+        constant token c is 0 and nothing stands for the others. Convolutions see selected patches only: the `e_j` of an unselected
+        child is what it would be if it alone were selected, too.
         """
         scale, selection = scan.scale, scan.selection
         batch_size, device = len(scan.rows), selection.indices.device
         modality = embedding_row(self.modality_embeddings, 1, device)
 
-        def embed(chosen: Selection) -> torch.Tensor:
-            patches = scan.patches(chosen.indices, scale)
-            neighbors = scan.neighbors(chosen, scale) if self.config.num_convolution_layers > 0 else None
-            embeddings = self.patch_embeddings(patches, chosen.indices, scan.grid(scale), scale, neighbors)
-            return embeddings.to(device) + modality
+        def embed(indices: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+            patches = scan.patches(indices, scale)
+            neighbors = scan.neighbors(indices, read, scale) if self.config.num_convolution_layers > 0 else None
+            return self.patch_embeddings(patches, indices, scan.grid(scale), scale, neighbors).to(device) + modality
 
-        patches = embed(selection)
+        patches = embed(selection.indices, selection.mask)
         reg = (embedding_row(self.reg_tokens, scale, device) + modality).expand(batch_size, 1, -1)
         tokens = [reg, patches]
         biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
@@ -487,10 +493,13 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
             if constant is not None:
                 rejected_pull = None
                 if selection.rejected is not None:
-                    gates = selection.rejected.gates * selection.rejected.mask
-                    # not embedded without gradients to begin with: another gradient mode would be compiled once more
-                    rejected_pull = (embed(selection.rejected) - constant).detach()
-                    rejected_pull = gates[..., None].to(patches.dtype) * rejected_pull
+                    rejected = selection.rejected
+                    # behind the selected ones, which convolutions see; not embedded without gradients to begin with: another
+                    # gradient mode would be compiled once more
+                    both = torch.cat([selection.indices, rejected.indices], dim=1)
+                    read = torch.cat([selection.mask, torch.zeros_like(rejected.mask)], dim=1)
+                    pull = (embed(both, read)[:, selection.indices.shape[1] :] - constant).detach()
+                    rejected_pull = (rejected.gates * rejected.mask)[..., None].to(patches.dtype) * pull
                 constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
                 tokens.append(constants)
                 biases.append(bias)

@@ -174,10 +174,9 @@ class Scan:
         """Gather flattened patches of a scale by their index: `(num_active, num_patches, 3 * patch_size**2)`."""
         return self.pixel_values[self.rows[:, None], self.offsets[scale] + indices]
 
-    def neighbors(self, selection: Selection, scale: int) -> torch.LongTensor:
-        """Where the neighbours of selected patches of a scale stand in the selection; see [`find_neighbors`]."""
-        num_patches = self.offsets[scale + 1] - self.offsets[scale]
-        return find_neighbors(selection.indices, selection.mask, self.grid(scale), num_patches)
+    def neighbors(self, indices: torch.Tensor, read: torch.Tensor, scale: int) -> torch.LongTensor:
+        """Where among patches of a scale those around each stand, see [`find_neighbors`]; `(num_active, length, 9)`."""
+        return find_neighbors(indices, read, self.grid(scale), self.offsets[scale + 1] - self.offsets[scale])
 
     def patch_mask(self, scale: int) -> torch.Tensor:
         """Nonzero at the real patches of a scale, of shape `(num_active, num_patches)`."""

@@ -117,31 +117,31 @@ def child_indices(indices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def find_neighbors(
-    indices: torch.Tensor, mask: torch.Tensor, grid: torch.Tensor, num_patches: int
+    indices: torch.Tensor, read: torch.Tensor, grid: torch.Tensor, num_patches: int
 ) -> torch.LongTensor:
     """
-    Where the neighbours of patches stand in a selection.
+    Where among patches those around each stand, as far as they are read.
 
     Args:
-        indices (`torch.Tensor` of shape `(batch_size, num_selected)`):
-            Row-major indices of the selected patches.
-        mask (`torch.Tensor` of shape `(batch_size, num_selected)`):
-            True where an entry of `indices` is a patch.
+        indices (`torch.Tensor` of shape `(batch_size, length)`):
+            Row-major indices of the patches, and of padding.
+        read (`torch.Tensor` of shape `(batch_size, length)`):
+            True where an entry of `indices` is a patch that is read. Others see those that are, but are not seen themselves.
         grid (`torch.Tensor` of shape `(batch_size, 2)`):
             Rows and columns of every image's grid.
         num_patches (`int`):
             At least the number of patches of the largest grid.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, num_selected, 9)`: for the 3 x 3 patches around each selected one, row by row,
-        their places in `indices`; `num_selected` for those that are not selected or lie outside of the grid.
+        `torch.LongTensor` of shape `(batch_size, length, 9)`: of the 3 x 3 patches around each, row by row, the places in
+        `indices`; `length` for those that are not read or lie outside of the grid. In the middle is each patch itself.
     """
-    batch_size, num_selected = indices.shape
-    places = torch.arange(num_selected, device=indices.device).expand(batch_size, -1)
-    # behind the last patch one that is never selected
-    place_of = places.new_full((batch_size, num_patches + 1), num_selected)
-    place_of = place_of.scatter(1, indices.where(mask, num_patches), places)
-    place_of[:, num_patches] = num_selected
+    batch_size, length = indices.shape
+    places = torch.arange(length, device=indices.device).expand(batch_size, -1)
+    # behind the last patch one that takes what is not read, and is never read itself
+    place_of = places.new_full((batch_size, num_patches + 1), length)
+    place_of.scatter_(1, indices.where(read, num_patches), places)
+    place_of[:, num_patches] = length
 
     rows, columns = grid[:, :1, None], grid[:, 1:, None]
     steps = torch.arange(-1, 2, device=indices.device)
@@ -149,7 +149,8 @@ def find_neighbors(
     column = indices[..., None] % columns + steps.repeat(3)
     is_inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     around = (row * columns + column).where(is_inside, num_patches)
-    return place_of.gather(1, around.flatten(1)).view_as(around)
+    neighbors = place_of.gather(1, around.flatten(1)).view_as(around)
+    return torch.cat([neighbors[..., :4], places[..., None], neighbors[..., 5:]], dim=-1)
 
 
 def select_children(

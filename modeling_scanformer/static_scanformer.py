@@ -201,7 +201,7 @@ class ScanFormerScaleStep(nn.Module):
         past_keys: torch.Tensor,
         past_values: torch.Tensor,
         past_bias: torch.Tensor,
-        neighbors: torch.Tensor | None = None,
+        neighbors: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """
         Args:
@@ -220,7 +220,7 @@ class ScanFormerScaleStep(nn.Module):
             past_bias (`torch.Tensor` of shape `(batch_size, past_length)`):
                 Bias of its keys; a large negative number where nothing has been written.
             neighbors (`torch.LongTensor` of shape `(batch_size, num_patches, 9)`, *optional*):
-                Where the patches around each stand among them, see [`find_neighbors`]; only of a model with convolutions.
+                Where among them the patches around each stand, see [`find_neighbors`]; only of a model with convolutions.
 
         Returns:
             Boxes of shape `(batch_size, 4)` and scores of shape `(batch_size,)`; and, except at the last scale, selection
@@ -533,7 +533,9 @@ class StaticScanner:
         name, size = self.shapes.fit(scale, scan.selection.indices.shape[1])
         selection = _pad(scan.selection, size)
         past_keys, past_values, past_bias = cache.before(scale)
-        optional = {"neighbors": scan.neighbors(selection, scale)} if self.config.num_convolution_layers > 0 else {}
+        neighbors = {}
+        if self.config.num_convolution_layers > 0:
+            neighbors["neighbors"] = scan.neighbors(selection.indices, selection.mask, scale)
         box, score, *rest = self.steps[name](
             patches=scan.patches(selection.indices, scale),
             indices=selection.indices,
@@ -543,7 +545,7 @@ class StaticScanner:
             past_keys=past_keys,
             past_values=past_values,
             past_bias=past_bias,
-            **optional,
+            **neighbors,
         )
         scan.readings.append(ScaleReading(selection))
         if not scan.finished:

@@ -46,10 +46,8 @@ def _scan(model, text, scales, shapes):
 
     selected, logits = [torch.ones(len(scales[0]), dtype=torch.bool)], []
     gates = torch.zeros(len(scales[0]), dtype=tokens.dtype)
-    offered = selected[0]
     for scale, patches in enumerate(scales):
-        sets = (selected[scale], offered & ~selected[scale])
-        embeddings = _embed(encoder.patch_embeddings, patches, shapes[scale], scale, sets)
+        embeddings = _embed(encoder.patch_embeddings, patches, shapes[scale], scale, selected[scale])
         embeddings = embeddings + encoder.modality_embeddings.weight[1]
         if scale > 0:
             # x_j = k_j e_j + (1 - k_j) c, where dk_j/ds_j := 1 for the children of selected parents
@@ -78,8 +76,8 @@ def _scan(model, text, scales, shapes):
     return model.box_head(reg_states).sigmoid(), model.score_head(reg_states)[:, 0], selected, logits
 
 
-def _embed(embeddings, patches, shape, scale, sets):
-    """Convolutions go over each of the sets of patches apart from the other."""
+def _embed(embeddings, patches, shape, scale, selected):
+    """For convolutions, nothing is where no patch is selected; only a patch itself always sees itself."""
     size = embeddings.grid_size
     grid = embeddings.position_embeddings.weight.T.reshape(1, -1, size, size)
     positions = nn.functional.interpolate(grid, size=shape.tolist(), mode="bilinear", align_corners=True)
@@ -87,11 +85,10 @@ def _embed(embeddings, patches, shape, scale, sets):
     for convolution in embeddings.convolutions:
         reduced = convolution.reduction(convolution.layernorm(x))
         kernel = convolution.kernel.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
-        for chosen in sets:
-            image = (reduced * chosen[:, None]).T.reshape(1, -1, *shape.tolist())
-            image = nn.functional.conv2d(image, kernel, convolution.kernel.bias, padding=1)
-            changes = convolution.dense(convolution.activation_fn(image.flatten(2)[0].T))
-            x = torch.where(chosen[:, None], x + changes, x)
+        image = (reduced * selected[:, None]).T.reshape(1, -1, *shape.tolist())
+        around = nn.functional.conv2d(image, kernel, convolution.kernel.bias, padding=1).flatten(2)[0].T
+        around = around + (reduced * ~selected[:, None]) @ kernel[..., 1, 1].T
+        x = x + convolution.dense(convolution.activation_fn(around))
     return x
 
 

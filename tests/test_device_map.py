@@ -50,7 +50,7 @@ class TwoDevices(TorchFunctionMode):
 
 @pytest.fixture
 def two_devices():
-    model = tiny_model(dtype=torch.float32)
+    model = tiny_model(dtype=torch.float32, num_convolution_layers=1)
     for name, module in model.named_modules():
         there = ELSEWHERE if name.startswith(ON_THE_SECOND) else HERE
         for parameter in module.parameters(recurse=False):
@@ -77,14 +77,14 @@ def test_a_model_on_two_devices_scans_as_on_one(two_devices, options):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
     outputs = two_devices.generate(**inputs, **options)
     assert outputs.scale_boxes.device == outputs.selection_masks[-1].device == HERE
-    expected = tiny_model(dtype=torch.float32).generate(**inputs, **options)
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1).generate(**inputs, **options)
     assert torch.equal(outputs.scale_boxes, expected.scale_boxes)
     assert torch.equal(outputs.scales_read, expected.scales_read)
 
 
 def test_a_model_on_two_devices_learns_as_on_one(two_devices):
     inputs = {**tiny_inputs(two_devices.config, dtype=torch.float32), "labels": tiny_labels(torch.float32)}
-    alone = tiny_model(dtype=torch.float32).train()
+    alone = tiny_model(dtype=torch.float32, num_convolution_layers=1).train()
     losses = [model(**inputs).loss for model in (two_devices.train(), alone)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -95,7 +95,9 @@ def test_a_model_on_two_devices_learns_as_on_one(two_devices):
 
 def test_hidden_states_on_two_devices_are_joined_from_parts(two_devices, monkeypatch):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
-    expected = tiny_model(dtype=torch.float32)(**inputs, output_hidden_states=True).hidden_states
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1)(
+        **inputs, output_hidden_states=True
+    ).hidden_states
     # as if a pass cost nothing: only samples that read equally much stay together
     monkeypatch.setattr(scan_scanformer, "TOKENS_PER_PASS", {"cpu": 0})
     states = two_devices(**inputs, output_hidden_states=True).hidden_states

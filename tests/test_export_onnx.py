@@ -95,7 +95,7 @@ def test_weights_of_8_bits_are_unsigned(exported):
 
 def test_steps_of_an_earlier_export_are_removed(exported, checkpoint, monkeypatch, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "onnx")
-    run(monkeypatch, "--model", checkpoint, "--output", folder, "--buckets", 9, 36, 120, "--text_length", 8)
+    run(monkeypatch, "--model", checkpoint, "--output", folder, "--buckets", 9, 36, 100, "--text_length", 8)
     steps = {path.name for path in (folder / "float32").glob("*.onnx")}
     assert len(steps) == len(list((exported / "float32").glob("*.onnx")))
     assert not (folder / "int8").exists()

@@ -241,6 +241,8 @@ def test_dropout_with_merging_is_warned_about(caplog):
         ({"selection_layer": 4}, "selection_layer"),
         ({"selection_threshold": 1.5}, "selection_threshold"),
         ({"selection_target_rate": -0.1}, "selection_target_rate"),
+        ({"num_convolution_layers": -1}, "num_convolution_layers"),
+        ({"num_convolution_layers": 1, "hidden_size": 2, "num_attention_heads": 1}, "at least 4"),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )

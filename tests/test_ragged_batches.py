@@ -67,7 +67,7 @@ def test_parts_give_what_the_whole_gives(options, monkeypatch):
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 1}],
+    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 3}],
     ids=str,
 )
 @pytest.mark.parametrize("training", [False, True])

@@ -82,7 +82,7 @@ def gradients(model, loss):
 @DTYPES
 @pytest.mark.parametrize(
     "options",
-    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 2}],
+    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 3}],
     ids=["merged", "apart", "dropped", "convolutions"],
 )
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "maskless"])
@@ -116,7 +116,7 @@ def test_outputs_and_gradients_equal_the_specification(dtype, options, implement
         close(actual[name] / scale, expected[name] / scale, dtype)
 
 
-@pytest.mark.parametrize("num_convolution_layers", [0, 2])
+@pytest.mark.parametrize("num_convolution_layers", [0, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_merged_equals_unmerged_with_all_some_and_none_selected(threshold, num_convolution_layers):
     model = tiny_model(selection_threshold=threshold, num_convolution_layers=num_convolution_layers).train()
@@ -141,7 +141,7 @@ def test_everything_is_read_at_threshold_zero_even_where_the_sigmoid_underflows(
 
 
 @DTYPES
-@pytest.mark.parametrize("options", [{}, {"use_constant_token": False}, {"num_convolution_layers": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"use_constant_token": False}, {"num_convolution_layers": 3}], ids=str)
 def test_forward_equals_generate_at_every_scale_in_both_schedules(dtype, options):
     model = tiny_model(dtype=dtype, **options)
     inputs = tiny_inputs(model.config, dtype=dtype)
@@ -177,7 +177,7 @@ def test_fewer_scales_give_the_same_boxes_for_less_work(max_scales):
         assert len(projected) == max_scales == len(part.selection_masks)
 
 
-@pytest.mark.parametrize("num_convolution_layers", [0, 2])
+@pytest.mark.parametrize("num_convolution_layers", [0, 3])
 def test_unselected_patches_are_never_embedded_at_inference(num_convolution_layers):
     model = tiny_model(num_convolution_layers=num_convolution_layers)
     inputs = take_row(tiny_inputs(model.config), 0, 3)

@@ -39,9 +39,9 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> 
     torch.manual_seed(seed)
     model = ScanFormerForVisualGrounding(tiny_config(**options))
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "embeddings" not in name:
+        if parameter.ndim > 1 and ("embeddings" not in name or "convolutions" in name):
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif "embeddings" in name and parameter.ndim > 1:
+        elif parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
     if model.config.num_scales > 1:
         if model.config.use_constant_token:

@@ -41,10 +41,10 @@ def create_parameter_groups(
             Of matrices.
         layerwise_lr_decay (`float`, *optional*, defaults to 1.0):
             The last layer learns at this multiple of the heads' rate, the layer below at its square, and so on; the
-            embeddings are below all layers.
+            embeddings, convolutions among them, are below all layers.
         with_muon (`bool`, *optional*, defaults to `False`):
             Whether groups are those of [`Muon`], which orthogonalizes matrices: all but the embeddings and what gives the
-            outputs. The projection of the patches is one of them.
+            outputs. The projection of the patches is one of them, and so are convolutions.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     groups: dict[tuple[int, bool, bool], dict] = {}
