@@ -29,6 +29,8 @@ from .portability_scanformer import processor_code_entries, renew_code_entries
 
 # What decoders leave where bytes are no text.
 REPLACEMENT = "\ufffd"
+# Letters and symbols that are drawn as nothing: the fillers of Hangul, and Braille without a dot.
+BLANKS = "\u115f\u1160\u3164\uffa0\u2800"
 
 # Rounding puts many annotated boxes, COCO's for one, a fraction of a pixel outside of their picture.
 ROUNDING = 0.5
@@ -39,7 +41,7 @@ def is_visible(expression: str) -> bool:
     return any(
         character.isprintable()
         and not character.isspace()
-        and character != REPLACEMENT
+        and character not in (REPLACEMENT, *BLANKS)
         and unicodedata.category(character) != "Mn"
         for character in expression
     )

@@ -314,6 +314,7 @@ def test_pictures_that_cannot_be_read(processor, no_preprocessing, tmp_path):
     [
         ("", "Expression 0 is empty"),
         (" \t\n\u3000\u200b\0", "Expression 0 is empty"),
+        ("\u115f\u1160\u3164\uffa0\u2800", "Expression 0 is empty"),
         ("\ufffd", "Expression 0 is empty"),
         (["cup", " \u0301"], "Expression 1 is empty"),
         (["cup", "  "], "Expression 1 is empty"),
