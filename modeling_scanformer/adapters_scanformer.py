@@ -34,7 +34,13 @@ TARGET_MODULES = ("projection", "q_proj", "v_proj")
 # Smaller than their low-rank updates would be: the heads' last layers, and the tokens, which no linear layer reads.
 MODULES_TO_SAVE = ("out_proj", "classifier", "reg_tokens", "constant_token")
 # Patterns of what 4 bits leave alone: how pixels come in, convolutions included, and how answers and the selection come out.
-FULL_PRECISION_MODULES = (r"(model\.)?patch_embeddings", r"(model\.)?selection_head", "box_head", "score_head")
+FULL_PRECISION_MODULES = (
+    r"(model\.)?patch_embeddings",
+    r"(model\.)?selection_head",
+    "box_head",
+    "box_refinement",
+    "score_head",
+)
 
 
 def lora_config(r: int = 8, **kwargs):

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_scanformer import CONVOLUTION_REDUCTION, ScanFormerConfig
+from .layer_scanformer import ScanFormerZeroLinear
 
 
 def embedding_row(table: nn.Embedding, index: int, device: torch.device) -> torch.Tensor:
@@ -45,10 +46,6 @@ class ScanFormerTextEmbeddings(nn.Module):
         return self.dropout(self.layernorm(embeddings))
 
 
-class ScanFormerConvolutionOutput(nn.Linear):
-    """A class of its own, which begins at 0: a new convolution changes nothing, also in a model that has been trained."""
-
-
 class ScanFormerSparseConvolution(nn.Module):
     """
     A residual 3 x 3 convolution over the patches of a scale that are read: a submanifold sparse convolution (arXiv 1706.01307),
@@ -62,7 +59,7 @@ class ScanFormerSparseConvolution(nn.Module):
         self.reduction = nn.Linear(config.hidden_size, width)
         self.kernel = nn.Linear(9 * width, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.dense = ScanFormerConvolutionOutput(config.hidden_size, config.hidden_size)
+        self.dense = ScanFormerZeroLinear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, embeddings: torch.Tensor, neighbors: torch.LongTensor) -> torch.Tensor:

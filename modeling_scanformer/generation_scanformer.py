@@ -25,7 +25,7 @@ from .budget_scanformer import BUDGET_SCORES, BUDGET_SPLITS
 from .cache_scanformer import ScanCache
 from .early_exit_scanformer import EarlyExitRule
 from .outputs_scanformer import ScanFormerVisualGroundingOutput
-from .scan_scanformer import Scan
+from .scan_scanformer import ScaleReading, Scan
 from .selection_scanformer import join_rows
 
 
@@ -256,17 +256,31 @@ class ScanFormerGenerationMixin:
         order = torch.cat([part.rows for part in parts]).argsort()
         # a sample that has left the batch keeps its answer, and reads nothing more
         num_scales = max(part.scale for part in parts)
-        reg_states = []
+        answers = []
         for part in parts:
-            states = [reading.reg_state for reading in part.readings]
-            reg_states.append(torch.stack(states + states[-1:] * (num_scales - part.scale), dim=1))
-        boxes, score_logits = self.predict(join_rows(reg_states, order))
+            answer = self._answer(part, part.readings)
+            answers.append(
+                [
+                    torch.cat([values, values[:, -1:].repeat_interleave(num_scales - part.scale, 1)], 1)
+                    for values in answer
+                ]
+            )
+        boxes, scores = (join_rows(list(values), order) for values in zip(*answers))
         return self._generation_output(
             boxes,
-            score_logits.sigmoid(),
+            scores,
             join_rows([part.rows.new_full(part.rows.shape, part.scale) for part in parts], order),
             tuple(join_rows([part.selection_mask(scale) for part in parts], order) for scale in range(num_scales)),
         )
+
+    def _answer(self, scan: Scan, readings: list[ScaleReading]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes of shape `(num_active, num_scales, 4)` and scores of the last scales that were read."""
+        boxes, score_logits = self.predict(torch.stack([reading.reg_state for reading in readings], dim=1))
+        indices = [reading.selection.indices.where(reading.selection.mask, -1) for reading in readings]
+        grids = [scan.grid(scale) for scale in range(scan.scale - len(readings), scan.scale)]
+        return self.refine(
+            boxes, [reading.patch_states for reading in readings], indices, grids
+        ), score_logits.sigmoid()
 
     def _scan_streamed(
         self,
@@ -283,8 +297,8 @@ class ScanFormerGenerationMixin:
             self.model.read_scale(scan)
             early_reg_state = scan.early_reg_state()
             self.model.encode_pending(scan)
-            new_boxes, score_logits = self.predict(scan.readings[scale].reg_state)
-            new_scores, new_mask = score_logits.sigmoid(), scan.selection_mask(scale)
+            new_boxes, new_scores = (values[:, 0] for values in self._answer(scan, scan.readings[-1:]))
+            new_mask = scan.selection_mask(scale)
             scales_read[rows] += 1
             # a sample that has left the batch keeps its answer, and reads nothing more
             boxes.append(boxes[-1].clone() if boxes else new_boxes.new_zeros(batch_size, 4))

@@ -156,6 +156,10 @@ class ScanFormerMLP(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
+class ScanFormerZeroLinear(nn.Linear):
+    """Begins at 0: what it is the last layer of changes nothing yet, also where it is added to a model that has been trained."""
+
+
 class ScanFormerLayer(GradientCheckpointingLayer):
     """
     A pre-norm transformer layer over one or more blocks of tokens.
@@ -204,4 +208,4 @@ class ScanFormerLayer(GradientCheckpointingLayer):
         return hidden_states, new_keys, new_values, weights
 
 
-__all__ = ["ScanFormerLayer"]
+__all__ = ["ScanFormerLayer", "ScanFormerZeroLinear"]

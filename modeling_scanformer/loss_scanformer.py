@@ -113,6 +113,7 @@ def visual_grounding_loss(
     config: ScanFormerConfig,
     boxes: torch.Tensor,
     score_logits: torch.Tensor,
+    reg_boxes: torch.Tensor | None,
     patch_boxes: list[torch.Tensor],
     labels: torch.Tensor,
     outputs: ScanFormerModelOutput,
@@ -129,6 +130,8 @@ def visual_grounding_loss(
             Predicted relative boxes (center_x, center_y, width, height).
         score_logits (`torch.Tensor` of shape `(batch_size, num_scales)`):
             Logits of the scores.
+        reg_boxes (`torch.Tensor` of shape `(batch_size, num_scales, 4)`, *optional*):
+            What `boxes` are refined from, in the same form; `None` where they are not.
         patch_boxes (`list[torch.Tensor]` of shape `(batch_size, num_selected, 4)`):
             Boxes that the patches read predict, by scale, in the same form; empty where nothing is asked of patches.
         labels (`torch.Tensor` of shape `(batch_size, 4)`):
@@ -140,14 +143,13 @@ def visual_grounding_loss(
 
     Returns:
         The weighted sum, and a dictionary of the unweighted losses: `loss_bbox_s`, `loss_giou_s`, `loss_score_s` of every
-        scale s, with more than one scale `loss_relevance` and `loss_selection_rate`, and with `patch_boxes`
-        `loss_patch_box`, which has the coefficients of L1 and GIoU in it.
+        scale s, with more than one scale `loss_relevance` and `loss_selection_rate`, with `reg_boxes` `loss_reg_box`, the sum
+        over scales, and with `patch_boxes` `loss_patch_box`; these two have the coefficients of L1 and GIoU in them.
     """
     has_target = ~labels.isnan().any(-1)
     labels = labels.to(boxes.dtype).nan_to_num()
     targets = center_to_corners(labels)
-    iou, giou = box_iou(center_to_corners(boxes), targets[:, None])  # (batch_size, num_scales)
-    distance = (boxes - labels[:, None]).abs().sum(-1)
+    iou, giou, distance = _compare(boxes, labels)  # (batch_size, num_scales)
     score_targets = (iou.detach() * has_target[:, None]).to(score_logits.dtype)
     score_losses = nn.functional.binary_cross_entropy_with_logits(score_logits, score_targets, reduction="none")
 
@@ -164,10 +166,21 @@ def visual_grounding_loss(
         losses.update(_selection_losses(config, targets, has_target, outputs, pixel_attention_mask, spatial_shapes))
         loss = loss + config.relevance_loss_coefficient * losses["loss_relevance"]
         loss = loss + config.selection_rate_loss_coefficient * losses["loss_selection_rate"]
+    if reg_boxes is not None:
+        _, giou, distance = _compare(reg_boxes, labels)
+        values = config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou)
+        losses["loss_reg_box"] = _mean(values.sum(1), has_target)
+        loss = loss + losses["loss_reg_box"]
     if patch_boxes:
         losses["loss_patch_box"] = _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes)
         loss = loss + config.patch_box_loss_coefficient * losses["loss_patch_box"]
     return loss, losses
+
+
+def _compare(boxes: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """IoU, GIoU and L1 distance of boxes of shape `(batch_size, n, 4)` and the true ones of shape `(batch_size, 4)`."""
+    iou, giou = box_iou(center_to_corners(boxes), center_to_corners(labels)[:, None])
+    return iou, giou, (boxes - labels[:, None]).abs().sum(-1)
 
 
 def _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes):
@@ -180,8 +193,7 @@ def _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_sh
     for scale, boxes in enumerate(patch_boxes):
         indices = outputs.patch_indices[scale]
         on_target = (indices >= 0) & relevance(indices, spatial_shapes[:, scale], targets)
-        distance = (boxes - labels[:, None]).abs().sum(-1)
-        _, giou = box_iou(center_to_corners(boxes), targets[:, None])
+        _, giou, distance = _compare(boxes, labels)
         values = config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou)
         values = values.where(on_target, 0).sum(1) / on_target.sum(1).clamp(min=1)
         losses.append(_mean(values, has_target))

@@ -13,6 +13,7 @@
 # limitations under the License.
 """PyTorch ScanFormer model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +22,6 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
@@ -32,14 +32,16 @@ from .budget_scanformer import reg_attention
 from .cache_scanformer import ScanCache
 from .configuration_scanformer import ScanFormerConfig
 from .early_exit_scanformer import EarlyExitRule
-from .embeddings_scanformer import (
-    ScanFormerConvolutionOutput,
-    ScanFormerPatchEmbeddings,
-    ScanFormerTextEmbeddings,
-    embedding_row,
-)
+from .embeddings_scanformer import ScanFormerPatchEmbeddings, ScanFormerTextEmbeddings, embedding_row
 from .generation_scanformer import OPTIONS, ScanFormerGenerationConfig, ScanFormerGenerationMixin
-from .layer_scanformer import MASKED_BIAS, ScanFormerLayer
+from .heads_scanformer import (
+    INITIAL_SELECTION_LOGIT,
+    ScanFormerBoxRefinement,
+    ScanFormerPredictionHead,
+    ScanFormerSelectionClassifier,
+    ScanFormerSelectionHead,
+)
+from .layer_scanformer import MASKED_BIAS, ScanFormerLayer, ScanFormerZeroLinear
 from .loss_scanformer import visual_grounding_loss
 from .outputs_scanformer import ScanFormerModelOutput, ScanFormerVisualGroundingOutput
 from .scan_scanformer import ScaleReading, Scan, check_pyramid, join_scans
@@ -47,42 +49,6 @@ from .selection_scanformer import select_all, select_children
 
 
 logger = logging.get_logger(__name__)
-
-# A new selection head gives every patch this logit, so that everything is read until training has learned what not to.
-INITIAL_SELECTION_LOGIT = 2.0
-
-
-class ScanFormerSelectionClassifier(nn.Linear):
-    """A class of its own, because Transformers lets `_init_weights` see only modules that hold parameters themselves."""
-
-
-class ScanFormerSelectionHead(nn.Module):
-    """Informativeness of the 2 x 2 children of a patch, as 4 logits, from Encoder1's output."""
-
-    def __init__(self, config: ScanFormerConfig):
-        super().__init__()
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.classifier = ScanFormerSelectionClassifier(config.hidden_size, 4)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.activation_fn(self.dense(self.layernorm(hidden_states))))
-
-
-class ScanFormerPredictionHead(nn.Module):
-    """Three-layer perceptron on a [REG] state, as DETR's box head."""
-
-    def __init__(self, config: ScanFormerConfig, num_outputs: int):
-        super().__init__()
-        self.dense1 = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dense2 = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, num_outputs)
-        self.activation_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.activation_fn(self.dense1(hidden_states))
-        return self.out_proj(self.activation_fn(self.dense2(hidden_states)))
 
 
 class ScanFormerPreTrainedModel(ScanFormerAdapterMixin, PreTrainedModel):
@@ -105,7 +71,7 @@ class ScanFormerPreTrainedModel(ScanFormerAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScanFormerSelectionClassifier):
             init.constant_(module.bias, INITIAL_SELECTION_LOGIT)
-        elif isinstance(module, ScanFormerConvolutionOutput):
+        elif isinstance(module, ScanFormerZeroLinear):
             init.zeros_(module.weight)
 
     def _replicate_for_data_parallel(self):
@@ -576,6 +542,8 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         self.model = ScanFormerModel(config)
         self.box_head = ScanFormerPredictionHead(config, num_outputs=4)
         self.score_head = ScanFormerPredictionHead(config, num_outputs=1)
+        if config.with_box_refine:
+            self.box_refinement = ScanFormerBoxRefinement(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -640,14 +608,23 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             return_dict=True,
             **kwargs,
         )
-        boxes, score_logits = self.predict(outputs.reg_states)
+        reg_boxes, score_logits = self.predict(outputs.reg_states)
+        boxes = self.refine(reg_boxes, outputs.patch_states, outputs.patch_indices, spatial_shapes.unbind(1))
         loss, loss_dict = None, None
         if labels is not None:
             patch_boxes = []
             if self.config.patch_box_loss_coefficient > 0:
                 patch_boxes = [self._predict_boxes(states) for states in outputs.patch_states]
             loss, loss_dict = visual_grounding_loss(
-                self.config, boxes, score_logits, patch_boxes, labels, outputs, pixel_attention_mask, spatial_shapes
+                self.config,
+                boxes,
+                score_logits,
+                reg_boxes if self.config.with_box_refine else None,
+                patch_boxes,
+                labels,
+                outputs,
+                pixel_attention_mask,
+                spatial_shapes,
             )
         scores = score_logits.sigmoid()
         return ScanFormerVisualGroundingOutput(
@@ -675,9 +652,31 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
 
         Returns:
             Boxes of shape `(..., 4)`, relative (center_x, center_y, width, height), and score logits of shape `(...)`, at
-            least in float32.
+            least in float32. The boxes are not refined yet.
         """
         return self._predict_boxes(reg_states), _to_full(self.score_head(reg_states)[..., 0], reg_states.device)
+
+    def refine(
+        self,
+        boxes: torch.Tensor,
+        patch_states: Sequence[torch.Tensor],
+        patch_indices: Sequence[torch.Tensor],
+        grids: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Boxes as the model answers them, of what [`~ScanFormerForVisualGrounding.predict`] gives: refined with
+        `config.with_box_refine`, unchanged without.
+
+        Args:
+            boxes (`torch.Tensor` of shape `(batch_size, num_scales, 4)`):
+                From [REG].
+            patch_states, patch_indices, grids (`Sequence[torch.Tensor]`):
+                Of every scale; see [`ScanFormerBoxRefinement`].
+        """
+        if not self.config.with_box_refine:
+            return boxes
+        refined = [self.box_refinement(*scale) for scale in zip(boxes.unbind(1), patch_states, patch_indices, grids)]
+        return torch.stack(refined, dim=1)
 
     def _predict_boxes(self, states: torch.Tensor) -> torch.Tensor:
         return _to_full(self.box_head(states), states.device).sigmoid()

@@ -14,7 +14,7 @@ HERE, ELSEWHERE = torch.device("cpu"), torch.device("cuda:1")
 # As `device_map="auto"` cuts the model: in the order of its modules.
 ON_THE_SECOND = (
     *("model.layers.1", "model.layers.2", "model.layers.3", "model.layernorm", "model.constant_token"),
-    *("model.selection_head", "box_head", "score_head"),
+    *("model.selection_head", "box_head", "box_refinement", "score_head"),
 )
 
 
@@ -50,7 +50,7 @@ class TwoDevices(TorchFunctionMode):
 
 @pytest.fixture
 def two_devices():
-    model = tiny_model(dtype=torch.float32, num_convolution_layers=1)
+    model = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True)
     for name, module in model.named_modules():
         there = ELSEWHERE if name.startswith(ON_THE_SECOND) else HERE
         for parameter in module.parameters(recurse=False):
@@ -77,14 +77,16 @@ def test_a_model_on_two_devices_scans_as_on_one(two_devices, options):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
     outputs = two_devices.generate(**inputs, **options)
     assert outputs.scale_boxes.device == outputs.selection_masks[-1].device == HERE
-    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1).generate(**inputs, **options)
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True).generate(
+        **inputs, **options
+    )
     assert torch.equal(outputs.scale_boxes, expected.scale_boxes)
     assert torch.equal(outputs.scales_read, expected.scales_read)
 
 
 def test_a_model_on_two_devices_learns_as_on_one(two_devices):
     inputs = {**tiny_inputs(two_devices.config, dtype=torch.float32), "labels": tiny_labels(torch.float32)}
-    alone = tiny_model(dtype=torch.float32, num_convolution_layers=1).train()
+    alone = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True).train()
     losses = [model(**inputs).loss for model in (two_devices.train(), alone)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -95,7 +97,7 @@ def test_a_model_on_two_devices_learns_as_on_one(two_devices):
 
 def test_hidden_states_on_two_devices_are_joined_from_parts(two_devices, monkeypatch):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
-    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1)(
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True)(
         **inputs, output_hidden_states=True
     ).hidden_states
     # as if a pass cost nothing: only samples that read equally much stay together

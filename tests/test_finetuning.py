@@ -71,10 +71,11 @@ def changed(folder, checkpoint) -> set[str]:
 
 def test_all_of_the_model_is_trained_or_its_heads(finetune, checkpoint, tmp_path):
     finetune(output_dir=tmp_path / "full", max_train_steps=2)
-    parts = {"text_embeddings", "patch_embeddings", "layers", "reg_tokens", "selection_head", "box_head", "score_head"}
+    heads = {"selection_head", "box_head", "box_refinement", "score_head"}
+    parts = {"text_embeddings", "patch_embeddings", "layers", "reg_tokens", *heads}
     assert parts <= changed(tmp_path / "full", checkpoint)
     finetune(output_dir=tmp_path / "heads", max_train_steps=2, train="heads")
-    assert changed(tmp_path / "heads", checkpoint) == {"selection_head", "box_head", "score_head"}
+    assert changed(tmp_path / "heads", checkpoint) == heads
 
 
 def test_the_configuration_can_be_changed(finetune, tmp_path):

@@ -67,7 +67,12 @@ def test_parts_give_what_the_whole_gives(options, monkeypatch):
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"merge_constant_tokens": False}, {"use_constant_token": False}, {"num_convolution_layers": 3}],
+    [
+        {},
+        {"merge_constant_tokens": False},
+        {"use_constant_token": False},
+        {"num_convolution_layers": 3, "with_box_refine": True},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("training", [False, True])

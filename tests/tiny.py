@@ -90,17 +90,21 @@ def dense_logits(outputs, scale: int, row: int, num_patches: int) -> torch.Tenso
     return dense
 
 
+# of the configuration: what not every model has
+ALL_PARTS = {"num_convolution_layers": 1, "with_box_refine": True}
+
+
 def save_tiny_checkpoint(folder):
     """A tiny model with its processor, for whatever loads from a folder."""
     tokenizer = create_tokenizer(model_max_length=12)
     image_processor = ScanFormerImageProcessor(size={"longest_edge": 24}, patch_size=2, num_scales=3)
-    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), num_convolution_layers=1).save_pretrained(folder)
+    tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), **ALL_PARTS).save_pretrained(folder)
     ScanFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
 def save_tiny_adapter(folder, base, **options):
     """An untrained adapter of the model in `base`."""
-    model = tiny_model(dtype=torch.float32, **options)
+    model = tiny_model(dtype=torch.float32, **ALL_PARTS, **options)
     model.add_adapter(lora_config())
     model.save_pretrained(folder)
     settings = folder / "adapter_config.json"

@@ -46,7 +46,7 @@ from .streaming import StreamedGroundingDataset, stream_grounding_dataset, take_
 logger = logging.get_logger(__name__)
 
 # What `--train heads` trains: everything after the encoder, and what selects patches.
-HEADS = ("box_head", "score_head", "selection_head")
+HEADS = ("box_head", "box_refinement", "score_head", "selection_head")
 DEFAULT_RANK = 8
 # Of a configuration: what answers do not depend on. So do the coefficients of losses.
 TRAINING_OPTIONS = (

@@ -30,7 +30,7 @@ from modeling_scanformer import (
     image_pyramid,
     pad_pyramids,
 )
-from modeling_scanformer.modeling_scanformer import ScanFormerSelectionHead
+from modeling_scanformer.heads_scanformer import ScanFormerSelectionHead
 from modeling_scanformer.scan_scanformer import Scan
 
 
@@ -76,6 +76,7 @@ class ScanFormerModelTester:
             num_scales=self.num_scales,
             position_grid_size=3,
             num_convolution_layers=1,
+            with_box_refine=True,
             selection_threshold=self.selection_threshold,
         )
 
