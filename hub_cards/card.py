@@ -212,6 +212,7 @@ def describe_architecture(model: ScanFormerForVisualGrounding, processor: ScanFo
     """Sizes of a model, by their names for readers."""
     config = model.config
     convolutions = {"sparse convolutions": str(config.num_convolution_layers)} if config.num_convolution_layers else {}
+    refined = {"boxes": "from [REG], refined by a patch"} if config.refine_boxes else {}
     return {
         "parameters": f"{model.num_parameters():,}",
         "width": str(config.hidden_size),
@@ -222,6 +223,7 @@ def describe_architecture(model: ScanFormerForVisualGrounding, processor: ScanFo
         "patch": f"{config.patch_size} x {config.patch_size} pixels",
         "longer side of the finest scale": f"{processor.image_processor.size['longest_edge']} pixels",
         "selection threshold": f"`{config.selection_threshold}`",
+        **refined,
         "longest expression": f"{config.max_position_embeddings} tokens",
         "vocabulary": f"{config.vocab_size:,} word pieces",
         "type of the weights": str(model.dtype).removeprefix("torch."),

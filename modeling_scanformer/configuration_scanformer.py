@@ -84,9 +84,10 @@ class ScanFormerConfig(PreTrainedConfig):
         num_convolution_layers (`int`, *optional*, defaults to 0):
             Number of residual 3 x 3 convolutions over the embeddings of the patches that are read; those that are not count as
             0. The paper has none. New ones change nothing until they are trained.
-        with_box_refine (`bool`, *optional*, defaults to `False`):
-            Whether the patch nearest to the center of a box from [REG] moves and resizes it, at every scale. In the paper none
-            does. A new refinement changes nothing until it is trained.
+        refine_boxes (`bool`, *optional*, defaults to `False`):
+            Whether the patch that is read nearest to the center of a box from [REG] moves and resizes it, at every scale. In the
+            paper none does. What is refined keeps its loss, and what it becomes has the same once more. A new refinement
+            changes no answer until it is trained.
         selection_threshold (`float`, *optional*, defaults to 0.5):
             A patch is selected where the sigmoid of its logit exceeds this. 0.0 reads everything, 1.0 nothing beyond the
             coarsest scale.
@@ -155,7 +156,7 @@ class ScanFormerConfig(PreTrainedConfig):
     num_scales: int = 3
     position_grid_size: int = 12
     num_convolution_layers: int = 0
-    with_box_refine: bool = False
+    refine_boxes: bool = False
     selection_threshold: float | int = 0.5
     use_constant_token: bool = True
     merge_constant_tokens: bool = True

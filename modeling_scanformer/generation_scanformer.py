@@ -256,15 +256,11 @@ class ScanFormerGenerationMixin:
         order = torch.cat([part.rows for part in parts]).argsort()
         # a sample that has left the batch keeps its answer, and reads nothing more
         num_scales = max(part.scale for part in parts)
-        answers = []
-        for part in parts:
-            answer = self._answer(part, part.readings)
-            answers.append(
-                [
-                    torch.cat([values, values[:, -1:].repeat_interleave(num_scales - part.scale, 1)], 1)
-                    for values in answer
-                ]
-            )
+
+        def keep_last(values: torch.Tensor) -> torch.Tensor:
+            return torch.cat([values, values[:, -1:].repeat_interleave(num_scales - values.shape[1], 1)], dim=1)
+
+        answers = [map(keep_last, self._answer(part, part.readings)) for part in parts]
         boxes, scores = (join_rows(list(values), order) for values in zip(*answers))
         return self._generation_output(
             boxes,
@@ -276,11 +272,11 @@ class ScanFormerGenerationMixin:
     def _answer(self, scan: Scan, readings: list[ScaleReading]) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes of shape `(num_active, num_scales, 4)` and scores of the last scales that were read."""
         boxes, score_logits = self.predict(torch.stack([reading.reg_state for reading in readings], dim=1))
-        indices = [reading.selection.indices.where(reading.selection.mask, -1) for reading in readings]
+        states = [reading.patch_states for reading in readings]
+        indices = [reading.selection.marked_indices for reading in readings]
         grids = [scan.grid(scale) for scale in range(scan.scale - len(readings), scan.scale)]
-        return self.refine(
-            boxes, [reading.patch_states for reading in readings], indices, grids
-        ), score_logits.sigmoid()
+        boxes = self.refine(boxes, states, indices, grids)
+        return boxes, score_logits.sigmoid()
 
     def _scan_streamed(
         self,

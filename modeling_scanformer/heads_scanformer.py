@@ -58,11 +58,16 @@ class ScanFormerPredictionHead(nn.Module):
         return self.out_proj(self.activation_fn(self.dense2(hidden_states)))
 
 
+# In patches: a box is refined by a patch no further than this from its center, and moved no further.
+FARTHEST = 2.0
+
+
 class ScanFormerBoxRefinement(nn.Module):
     """
-    Moves and resizes a box by what the patch at its center shows. Where in the picture a patch lies, [REG] knows only as well as
-    the embeddings of positions tell; where in a patch something lies, its own state knows much better. As in Deformable DETR
-    (arXiv 2010.04159, "iterative bounding box refinement") the box that is refined gets no gradient.
+    Moves and resizes a box by what the patch that is read nearest to its center shows. Where in the picture a patch lies, [REG]
+    knows only as well as the embeddings of positions tell; where in a patch something lies, its own state knows much better. As in
+    Deformable DETR (arXiv 2010.04159, "iterative bounding box refinement") the box that is refined gets no gradient. Where two
+    patches are equally near, rounding decides which of them it is.
     """
 
     def __init__(self, config: ScanFormerConfig):
@@ -88,7 +93,8 @@ class ScanFormerBoxRefinement(nn.Module):
                 Rows and columns of the scale.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, 4)`: boxes in the same form. Where no patch was read, they are as they were.
+            `torch.Tensor` of shape `(batch_size, 4)`: boxes in the same form, on their device. Where no patch was read near enough,
+            they are as they were.
         """
         boxes = boxes.detach()
         if patch_indices.shape[1] == 0:
@@ -98,21 +104,20 @@ class ScanFormerBoxRefinement(nn.Module):
         rows, columns = grid[:, :1], grid[:, 1:]
         patch_sizes = 1 / torch.cat([columns, rows], dim=1).to(boxes.dtype)  # (batch_size, 2)
         cells = torch.stack([patch_indices % columns, patch_indices // columns], dim=-1)
-        patch_centers = (cells + 0.5) * patch_sizes[:, None]  # (batch_size, num_patches, 2)
-        distances = ((patch_centers - centers[:, None]) / patch_sizes[:, None]).square().sum(-1)
-        nearest = distances.masked_fill(patch_indices < 0, torch.inf).argmin(1)[:, None, None]
-        state = patch_states.gather(1, nearest.expand(-1, -1, patch_states.shape[-1]))[:, 0]
-        patch_center = patch_centers.gather(1, nearest.expand(-1, -1, 2))[:, 0]
+        # from the centers of the patches to the box's, in patches
+        offsets = centers[:, None] / patch_sizes[:, None] - (cells + 0.5)  # (batch_size, num_patches, 2)
+        distances = offsets.square().sum(-1).masked_fill(patch_indices < 0, torch.inf)
+        distance, nearest = distances.min(1, keepdim=True)  # (batch_size, 1)
+        state = patch_states.gather(1, nearest[..., None].expand(-1, -1, patch_states.shape[-1]))[:, 0]
+        offset = offsets.gather(1, nearest[..., None].expand(-1, -1, 2))[:, 0]
 
-        # where the center lies in the patch, and how large the box is, in patches
-        offsets = ((centers - patch_center) / patch_sizes).clamp(-2, 2)
-        box = torch.cat([offsets, (sizes / patch_sizes).clamp(min=1e-3).log()], dim=-1).to(state.dtype)
+        box = torch.cat([offset, (sizes / patch_sizes).clamp(min=1e-3).log()], dim=-1).to(state.dtype)
         hidden_states = self.activation_fn(self.dense1(state + self.box_projection(box).to(state.device)))
         changes = self.out_proj(self.activation_fn(self.dense2(hidden_states)))
-        changes = changes.to(boxes.device, boxes.dtype)
-        moves, growth = changes.split(2, dim=-1)
-        refined = torch.cat([centers + moves * patch_sizes, sizes * growth.clamp(-1, 1).exp()], dim=-1).clamp(0, 1)
-        return refined.where((patch_indices >= 0).any(1, keepdim=True), boxes)
+        moves, growth = changes.to(boxes.device, boxes.dtype).split(2, dim=-1)
+        moves = FARTHEST * (moves / FARTHEST).tanh()
+        refined = torch.cat([centers + moves * patch_sizes, sizes * growth.tanh().exp()], dim=-1).clamp(0, 1)
+        return refined.where(distance <= FARTHEST**2, boxes)
 
 
 __all__ = ["ScanFormerBoxRefinement", "ScanFormerPredictionHead", "ScanFormerSelectionHead"]

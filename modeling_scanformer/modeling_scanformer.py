@@ -357,7 +357,7 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         return ScanFormerModelOutput(
             reg_states=torch.stack([reading.reg_state for reading in scan.readings], dim=1),
             patch_states=tuple(reading.patch_states for reading in scan.readings),
-            patch_indices=tuple(r.selection.indices.where(r.selection.mask, -1) for r in scan.readings),
+            patch_indices=tuple(reading.selection.marked_indices for reading in scan.readings),
             selection_masks=tuple(scan.selection_mask(scale) for scale in range(scan.num_scales)),
             selection_logits=tuple(reading.logits for reading in scan.readings if reading.logits is not None),
             past_key_values=scan.cache if scan.use_cache else None,
@@ -434,8 +434,8 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
         selected patches only; in training also for the unselected children of selected parents, whose gates get a gradient
         although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
-        constant token c is 0 and nothing stands for the others. Convolutions see selected patches only: the `e_j` of an unselected
-        child is what it would be if it alone were selected, too.
+        constant token c is 0 and nothing stands for the others. Convolutions see selected patches only; to embed an unselected
+        child, it sees them, and they do not see it.
         """
         scale, selection = scan.scale, scan.selection
         batch_size, device = len(scan.rows), selection.indices.device
@@ -542,7 +542,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         self.model = ScanFormerModel(config)
         self.box_head = ScanFormerPredictionHead(config, num_outputs=4)
         self.score_head = ScanFormerPredictionHead(config, num_outputs=1)
-        if config.with_box_refine:
+        if config.refine_boxes:
             self.box_refinement = ScanFormerBoxRefinement(config)
         self.post_init()
 
@@ -619,7 +619,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
                 self.config,
                 boxes,
                 score_logits,
-                reg_boxes if self.config.with_box_refine else None,
+                reg_boxes if self.config.refine_boxes else None,
                 patch_boxes,
                 labels,
                 outputs,
@@ -665,7 +665,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
     ) -> torch.Tensor:
         """
         Boxes as the model answers them, of what [`~ScanFormerForVisualGrounding.predict`] gives: refined with
-        `config.with_box_refine`, unchanged without.
+        `config.refine_boxes`, unchanged without.
 
         Args:
             boxes (`torch.Tensor` of shape `(batch_size, num_scales, 4)`):
@@ -673,9 +673,12 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             patch_states, patch_indices, grids (`Sequence[torch.Tensor]`):
                 Of every scale; see [`ScanFormerBoxRefinement`].
         """
-        if not self.config.with_box_refine:
+        if not self.config.refine_boxes:
             return boxes
-        refined = [self.box_refinement(*scale) for scale in zip(boxes.unbind(1), patch_states, patch_indices, grids)]
+        refined = [
+            self.box_refinement(*scale).to(boxes.device)
+            for scale in zip(boxes.unbind(1), patch_states, patch_indices, grids)
+        ]
         return torch.stack(refined, dim=1)
 
     def _predict_boxes(self, states: torch.Tensor) -> torch.Tensor:

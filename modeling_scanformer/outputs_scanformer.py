@@ -67,7 +67,7 @@ class ScanFormerVisualGroundingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
             Weighted sum of `loss_dict`.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
-            The unweighted losses, those of the boxes and scores per scale.
+            The losses, those of the boxes and scores per scale; see [`visual_grounding_loss`] for what weights are in them.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, 4)`):
             The answer: the box of the last scale read.
         scores (`torch.FloatTensor` of shape `(batch_size,)`):

@@ -44,6 +44,11 @@ class Selection:
     gates: torch.Tensor | None = None
     rejected: "Selection | None" = None
 
+    @property
+    def marked_indices(self) -> torch.Tensor:
+        """The indices, with -1 for padding."""
+        return self.indices.where(self.mask, -1)
+
     def take_rows(self, rows: torch.Tensor) -> "Selection":
         """The same of the given batch rows."""
         return Selection(

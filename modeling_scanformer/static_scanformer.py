@@ -186,9 +186,9 @@ class ScanFormerScaleStep(nn.Module):
         if model.config.num_scales > 1 and not model.config.use_constant_token:
             raise ValueError("Steps of fixed shapes need a constant token: a model of `use_constant_token=True`.")
         self.encoder = model.model
-        self.predict, self.refine = model.predict, model.refine
+        self.predict = model.predict
         self.box_head, self.score_head = model.box_head, model.score_head
-        if model.config.with_box_refine:
+        if model.config.refine_boxes:
             self.box_refinement = model.box_refinement
         self.scale = scale
         self.is_last = scale + 1 == model.config.num_scales
@@ -253,9 +253,10 @@ class ScanFormerScaleStep(nn.Module):
             values.append(new_values)
             if index + 1 == encoder.config.selection_layer and not self.is_last:
                 logits = encoder.selection_head(hidden_states[:, 1 : 1 + num_patches])
-        states = encoder.layernorm(hidden_states[:, : 1 + num_patches])
-        boxes, score_logits = self.predict(states[:, 0])
-        boxes = self.refine(boxes[:, None], [states[:, 1:]], [indices.where(mask, -1)], [grid])[:, 0]
+        boxes, score_logits = self.predict(encoder.layernorm(hidden_states[:, 0]))
+        if encoder.config.refine_boxes:
+            states = encoder.layernorm(hidden_states[:, 1 : 1 + num_patches])
+            boxes = self.box_refinement(boxes, states, indices.where(mask, -1), grid)
         if self.is_last:
             return boxes, score_logits.sigmoid()
         new_bias = key_bias[:, past_bias.shape[1] :]

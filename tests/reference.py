@@ -74,7 +74,7 @@ def _scan(model, text, scales, shapes):
     outputs = encoder.layernorm(_run(encoder.layers, tokens, groups))
     reg_states = outputs[starts]
     boxes = model.box_head(reg_states).sigmoid()
-    if config.with_box_refine:
+    if config.refine_boxes:
         scales = zip(boxes.detach(), starts, selected, shapes)
         boxes = torch.stack([_refine(model.box_refinement, box, outputs[s + 1 :], *of) for box, s, *of in scales])
     return boxes, model.score_head(reg_states)[:, 0], selected, logits
@@ -88,16 +88,18 @@ def _refine(refinement, box, states, selected, shape):
     x, y, width, height = box * torch.tensor([columns, rows, columns, rows])
     offsets = [(x - place % columns - 0.5, y - place // columns - 0.5) for place in places]
     number = min(range(len(places)), key=lambda number: float(offsets[number][0] ** 2 + offsets[number][1] ** 2))
-    geometry = torch.stack([*(offset.clamp(-2, 2) for offset in offsets[number]), width.log(), height.log()])
+    if offsets[number][0] ** 2 + offsets[number][1] ** 2 > 4:
+        return box
+    geometry = torch.stack([*offsets[number], width.log(), height.log()])
     state = states[places[number]] + refinement.box_projection(geometry)
     state = refinement.activation_fn(refinement.dense2(refinement.activation_fn(refinement.dense1(state))))
     left, down, wider, higher = refinement.out_proj(state)
     refined = torch.stack(
         [
-            (x + left) / columns,
-            (y + down) / rows,
-            width / columns * wider.clamp(-1, 1).exp(),
-            height / rows * higher.clamp(-1, 1).exp(),
+            (x + 2 * (left / 2).tanh()) / columns,
+            (y + 2 * (down / 2).tanh()) / rows,
+            width / columns * wider.tanh().exp(),
+            height / rows * higher.tanh().exp(),
         ]
     )
     return refined.clamp(0, 1)

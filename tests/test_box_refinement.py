@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from test_early_exit import rule_for
+from test_scan import Collector
 from tiny import tiny_inputs, tiny_labels, tiny_model
 
 from modeling_scanformer import ScanFormerForVisualGrounding
@@ -12,7 +14,7 @@ from modeling_scanformer.loss_scanformer import box_iou, center_to_corners
 def test_a_new_refinement_changes_nothing_and_learns(tmp_path):
     before = tiny_model(dtype=torch.float32)
     before.save_pretrained(tmp_path)
-    model = ScanFormerForVisualGrounding.from_pretrained(tmp_path, with_box_refine=True)
+    model = ScanFormerForVisualGrounding.from_pretrained(tmp_path, refine_boxes=True)
     inputs = tiny_inputs(model.config, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).scale_boxes, before(**inputs).scale_boxes)
@@ -27,7 +29,7 @@ def test_a_new_refinement_changes_nothing_and_learns(tmp_path):
 
 
 def test_where_nothing_is_read_boxes_stay():
-    refined, plain = (tiny_model(selection_threshold=1.0, with_box_refine=refine) for refine in (True, False))
+    refined, plain = (tiny_model(selection_threshold=1.0, refine_boxes=refine) for refine in (True, False))
     plain.load_state_dict(refined.state_dict(), strict=False)
     inputs = tiny_inputs(plain.config)
     with torch.no_grad():
@@ -39,17 +41,43 @@ def test_the_nearest_patch_refines_and_no_other():
     refinement = ScanFormerBoxRefinement(tiny_model().config).double()
     torch.nn.init.normal_(refinement.out_proj.weight)
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(2, 3, 32, generator=generator, dtype=torch.float64, requires_grad=True)
-    # in the first grid the center lies in patch 5, which is not read: patch 4 is nearest; in the second all but one is padding
-    indices = torch.tensor([[0, 4, 7], [3, -1, -1]])
-    boxes = torch.tensor([[0.7, 0.45, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2]], dtype=torch.float64)
-    refinement(boxes, states, indices, torch.tensor([[2, 4], [2, 2]]))[:].sum().backward()
+    states = torch.randn(4, 3, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    # The first lies between columns 4 and 5 of a wide grid: patch 4 is nearer, though patch 9, right below, would be if patches
+    # were as wide as high. In the second picture all but one entry is padding, in the third nothing is read, and in the fourth
+    # what is read is too far away.
+    indices = torch.tensor([[0, 4, 15], [3, -1, -1], [-1, -1, -1], [9, 9, 9]])
+    grids = torch.tensor([[2, 10], [2, 2], [2, 2], [1, 10]])
+    boxes = torch.tensor([[0.56, 0.45, 0.2, 0.2], *[[0.5, 0.5, 0.1, 0.1]] * 3], dtype=torch.float64)
+    refined = refinement(boxes, states, indices, grids)
+    refined.sum().backward()
     used = (states.grad != 0).any(-1)
-    assert used.tolist() == [[False, False, True], [True, False, False]]
+    assert used.tolist() == [[False, False, True], [True, False, False], [False] * 3, [False] * 3]
+    assert (refined != boxes).any(-1).tolist() == [True, True, False, False]
+    # however far it wants to go
+    refinement.out_proj.bias.data.fill_(100.0)
+    far = refinement(boxes, states, indices, grids)
+    assert ((far - boxes)[:2, :2] * grids[:2].flip(1) <= 2 + 1e-9).all() and (far <= 1).all()
+
+
+@torch.no_grad()
+def test_samples_that_leave_early_keep_their_refined_box():
+    model = tiny_model(refine_boxes=True)
+    model.generation_config.early_exit_rule = rule_for(model).to_dict()
+    inputs = {name: torch.cat([x, x.flip(0)]) for name, x in tiny_inputs(model.config).items()}
+    expected = model(**inputs).scale_boxes
+    fused, streamed = (model.generate(**inputs, early_exit=True, streamer=each) for each in (None, Collector()))
+    assert torch.equal(fused.scales_read, streamed.scales_read) and len(set(fused.scales_read.tolist())) > 1
+    for outputs in (fused, streamed):
+        for row, read in enumerate(outputs.scales_read.tolist()):
+            torch.testing.assert_close(outputs.pred_boxes[row], expected[row, read - 1])
+    for max_scales in (1, 2):
+        torch.testing.assert_close(
+            model.generate(**inputs, max_scales=max_scales).pred_boxes, expected[:, max_scales - 1]
+        )
 
 
 def test_what_is_refined_is_still_asked_for_the_box():
-    model = tiny_model(with_box_refine=True)
+    model = tiny_model(refine_boxes=True)
     config, inputs, labels = model.config, tiny_inputs(model.config), tiny_labels()
     labels[1] = torch.nan
     with torch.no_grad():
@@ -68,12 +96,15 @@ def test_what_is_refined_is_still_asked_for_the_box():
     losses = model(**inputs, labels=labels).loss_dict
     sum(value for name, value in losses.items() if name.startswith(("loss_bbox", "loss_giou"))).backward()
     assert model.box_head.dense1.weight.grad is None and model.box_refinement.dense1.weight.grad.abs().max() > 0
+    model.zero_grad()
+    model(**inputs, labels=labels).loss_dict["loss_reg_box"].backward()
+    assert model.box_refinement.dense1.weight.grad is None and model.box_head.dense1.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close(dtype):
     # reading everything: near the threshold, rounding decides what is read
-    options = {"with_box_refine": True, "selection_threshold": 0.0}
+    options = {"refine_boxes": True, "selection_threshold": 0.0}
     model, inputs = tiny_model(**options), tiny_inputs(tiny_model().config)
     half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.no_grad():

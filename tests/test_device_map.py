@@ -50,12 +50,13 @@ class TwoDevices(TorchFunctionMode):
 
 @pytest.fixture
 def two_devices():
-    model = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True)
+    model = tiny_model(dtype=torch.float32, num_convolution_layers=1, refine_boxes=True)
     for name, module in model.named_modules():
         there = ELSEWHERE if name.startswith(ON_THE_SECOND) else HERE
         for parameter in module.parameters(recurse=False):
             parameter.place = there
-        if list(module.parameters(recurse=False)) or name.startswith("model.layers."):
+        is_whole = name.startswith("model.layers.") or name == "box_refinement"
+        if list(module.parameters(recurse=False)) or is_whole:
             # what Accelerate's hooks do before a module runs; nothing brings back what it gives
             def move(module, args, kwargs, there=there):
                 return send_to_device(args, there), send_to_device(kwargs, there)
@@ -77,7 +78,7 @@ def test_a_model_on_two_devices_scans_as_on_one(two_devices, options):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
     outputs = two_devices.generate(**inputs, **options)
     assert outputs.scale_boxes.device == outputs.selection_masks[-1].device == HERE
-    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True).generate(
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, refine_boxes=True).generate(
         **inputs, **options
     )
     assert torch.equal(outputs.scale_boxes, expected.scale_boxes)
@@ -86,7 +87,7 @@ def test_a_model_on_two_devices_scans_as_on_one(two_devices, options):
 
 def test_a_model_on_two_devices_learns_as_on_one(two_devices):
     inputs = {**tiny_inputs(two_devices.config, dtype=torch.float32), "labels": tiny_labels(torch.float32)}
-    alone = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True).train()
+    alone = tiny_model(dtype=torch.float32, num_convolution_layers=1, refine_boxes=True).train()
     losses = [model(**inputs).loss for model in (two_devices.train(), alone)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -97,7 +98,7 @@ def test_a_model_on_two_devices_learns_as_on_one(two_devices):
 
 def test_hidden_states_on_two_devices_are_joined_from_parts(two_devices, monkeypatch):
     inputs = tiny_inputs(two_devices.config, dtype=torch.float32)
-    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, with_box_refine=True)(
+    expected = tiny_model(dtype=torch.float32, num_convolution_layers=1, refine_boxes=True)(
         **inputs, output_hidden_states=True
     ).hidden_states
     # as if a pass cost nothing: only samples that read equally much stay together

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_packed_equals_unpacked(qkv_bias):
     inputs = tiny_inputs(tiny_model().config, dtype=torch.float32)
-    options = {"dtype": torch.float32, "qkv_bias": qkv_bias, "num_convolution_layers": 1, "with_box_refine": True}
+    options = {"dtype": torch.float32, "qkv_bias": qkv_bias, "num_convolution_layers": 1, "refine_boxes": True}
     model, packed = tiny_model(**options), pack_weights(tiny_model(**options))
     left = [m for m in packed.modules() if isinstance(m, torch.nn.Linear)]
     assert left and all(module.out_features < FEWEST_OUTPUTS for module in left)

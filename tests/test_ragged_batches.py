@@ -71,7 +71,7 @@ def test_parts_give_what_the_whole_gives(options, monkeypatch):
         {},
         {"merge_constant_tokens": False},
         {"use_constant_token": False},
-        {"num_convolution_layers": 3, "with_box_refine": True},
+        {"num_convolution_layers": 3, "refine_boxes": True},
     ],
     ids=str,
 )

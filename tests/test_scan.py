@@ -77,7 +77,7 @@ def gradients(model, loss):
     model.zero_grad()
     loss.backward()
     # what is refined has a loss of its own, and no gradient from what it becomes
-    apart = "box_head." if model.config.with_box_refine else ()
+    apart = "box_head." if model.config.refine_boxes else ()
     return {name: p.grad.clone() for name, p in model.named_parameters() if not name.startswith(apart)}
 
 
@@ -89,7 +89,7 @@ def gradients(model, loss):
         {"merge_constant_tokens": False},
         {"use_constant_token": False},
         {"num_convolution_layers": 3},
-        {"with_box_refine": True},
+        {"refine_boxes": True},
     ],
     ids=["merged", "apart", "dropped", "convolutions", "refined"],
 )
@@ -151,7 +151,7 @@ def test_everything_is_read_at_threshold_zero_even_where_the_sigmoid_underflows(
 @DTYPES
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_constant_token": False}, {"num_convolution_layers": 3}, {"with_box_refine": True}],
+    [{}, {"use_constant_token": False}, {"num_convolution_layers": 3}, {"refine_boxes": True}],
     ids=str,
 )
 def test_forward_equals_generate_at_every_scale_in_both_schedules(dtype, options):

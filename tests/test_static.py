@@ -54,7 +54,7 @@ def record(scanner: StaticScanner) -> list[str]:
 
 @pytest.mark.parametrize("options", [{}, {"selection_threshold": 0.0}, {"selection_threshold": 1.0}], ids=str)
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("config", [{}, {"num_convolution_layers": 3, "with_box_refine": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"num_convolution_layers": 3, "refine_boxes": True}], ids=str)
 def test_boxes_are_those_of_generate(options, attn_implementation, config):
     model = tiny_model(**config)
     model.set_attn_implementation(attn_implementation)
@@ -128,7 +128,7 @@ def test_default_shapes_hold_everything():
     assert_same(outputs, model.generate(**inputs, selection_threshold=0.0))
 
 
-@pytest.mark.parametrize("config", [{}, {"num_convolution_layers": 1, "with_box_refine": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"num_convolution_layers": 1, "refine_boxes": True}], ids=str)
 def test_exported_steps_compute_the_same_for_every_batch_size(config):
     model = tiny_model(num_hidden_layers=2, selection_layer=1, **config)
     programs = export_steps(model, ONE_BUCKET)
@@ -153,7 +153,7 @@ def test_exported_steps_in_half_precision_take_what_the_processor_gives(dtype):
 def test_a_step_is_compiled_once_without_graph_breaks():
     # more sizes of a scale than Dynamo is allowed to compile of one function
     shapes = StaticShapes(text_length=9, buckets=((6,), (6, 8, 10, 24), (96,)))
-    model = tiny_model(dtype=torch.float32, num_convolution_layers=3, with_box_refine=True)
+    model = tiny_model(dtype=torch.float32, num_convolution_layers=3, refine_boxes=True)
     counter = CompileCounter()
     scanner = StaticScanner.from_model(model, shapes).compile(backend=counter)
     taken = record(scanner)

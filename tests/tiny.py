@@ -91,7 +91,7 @@ def dense_logits(outputs, scale: int, row: int, num_patches: int) -> torch.Tenso
 
 
 # of the configuration: what not every model has
-ALL_PARTS = {"num_convolution_layers": 1, "with_box_refine": True}
+ALL_PARTS = {"num_convolution_layers": 1, "refine_boxes": True}
 
 
 def save_tiny_checkpoint(folder):

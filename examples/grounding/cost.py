@@ -109,7 +109,8 @@ def measure_cost(
 def count_flops(model: ScanFormerForVisualGrounding, inputs: dict[str, torch.Tensor], **options) -> int:
     """
     Operations of all matrix products of `generate`, a multiplication and an addition counting as two: projections,
-    convolutions, attention, MLPs and heads. Softmax, norms, activations, gathering and the interpolation of positions are not counted.
+    convolutions, attention, MLPs and heads. Softmax, norms, activations, gathering and the interpolation of positions are
+    not counted.
     """
     # the counter knows no kernel of scaled dot product attention on CPUs; the plain form has the same products
     with plain_attention(model), FlopCounterMode(display=False) as counter:

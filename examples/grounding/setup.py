@@ -144,7 +144,8 @@ def _check_overrides_of_adapter(before: dict, after: dict):
     if lost:
         raise DataError(
             f"An adapter carries weights and no configuration: who loads it would not have the changed {', '.join(lost)}. "
-            "Change the base first: load it, set its `config`, and save it; or train all of it by --train full."
+            "Change the base first: load it with these options by `from_pretrained`, and save it; or train all of it by "
+            "--train full."
         )
 
 

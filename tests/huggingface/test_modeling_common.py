@@ -76,7 +76,7 @@ class ScanFormerModelTester:
             num_scales=self.num_scales,
             position_grid_size=3,
             num_convolution_layers=1,
-            with_box_refine=True,
+            refine_boxes=True,
             selection_threshold=self.selection_threshold,
         )
 
