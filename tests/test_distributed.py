@@ -44,7 +44,7 @@ from accelerate.utils import DistributedType, is_deepspeed_available
 from grounding.checks import DataError
 from grounding.processes import check_processes, start_processes
 from safetensors.torch import load_file
-from tiny import picture, save_tiny_checkpoint, take_row, tiny_inputs, tiny_labels, tiny_model
+from tiny import ALL_PARTS, picture, save_tiny_checkpoint, take_row, tiny_inputs, tiny_labels, tiny_model
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from modeling_scanformer import ScanFormerForVisualGrounding, scan_scanformer
@@ -331,7 +331,7 @@ def test_sharded_processes_train_evaluate_and_save_as_one_does(sharded, one):
     assert answers["eval_num_samples"] == expected["eval_num_samples"] == 13
     assert answers["eval_mean_iou"] == pytest.approx(expected["eval_mean_iou"], abs=1e-3)
     model = ScanFormerForVisualGrounding.from_pretrained(sharded / "sharded" / "best")
-    assert model.num_parameters() == tiny_model(vocab_size=model.config.vocab_size).num_parameters()
+    assert model.num_parameters() == tiny_model(vocab_size=model.config.vocab_size, **ALL_PARTS).num_parameters()
 
     arguments = training_arguments(sharded, "one-adapter", batch_size=4, lora_r=2)
     call(run_visual_grounding.main, "run_visual_grounding.py", arguments)
