@@ -42,9 +42,9 @@ def test_the_nearest_patch_refines_and_no_other():
     torch.nn.init.normal_(refinement.out_proj.weight)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, 3, 32, generator=generator, dtype=torch.float64, requires_grad=True)
-    # The first lies between columns 4 and 5 of a wide grid: patch 4 is nearer, though patch 9, right below, would be if patches
-    # were as wide as high. In the second picture all but one entry is padding, in the third nothing is read, and in the fourth
-    # what is read is too far away.
+    # The first center lies in patch 5 of a wide grid, which is not read. Patch 15, right below, is 0.6 patches away, patch 4 on
+    # the left 1.2, though of the picture it is less. In the second picture all but one entry is padding, in the third nothing
+    # is read, and in the fourth what is read is too far away.
     indices = torch.tensor([[0, 4, 15], [3, -1, -1], [-1, -1, -1], [9, 9, 9]])
     grids = torch.tensor([[2, 10], [2, 2], [2, 2], [1, 10]])
     boxes = torch.tensor([[0.56, 0.45, 0.2, 0.2], *[[0.5, 0.5, 0.1, 0.1]] * 3], dtype=torch.float64)
