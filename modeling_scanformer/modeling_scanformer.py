@@ -460,11 +460,12 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
                 rejected_pull = None
                 if selection.rejected is not None:
                     rejected = selection.rejected
-                    # behind the selected ones, which convolutions see; not embedded without gradients to begin with: another
-                    # gradient mode would be compiled once more
-                    both = torch.cat([selection.indices, rejected.indices], dim=1)
-                    read = torch.cat([selection.mask, torch.zeros_like(rejected.mask)], dim=1)
-                    pull = (embed(both, read)[:, selection.indices.shape[1] :] - constant).detach()
+                    # behind the selected ones, if convolutions are to see them; not embedded without gradients to begin with:
+                    # another gradient mode would be compiled once more
+                    seen = selection.indices.shape[1] if self.config.num_convolution_layers > 0 else 0
+                    indices = torch.cat([selection.indices[:, :seen], rejected.indices], dim=1)
+                    read = torch.cat([selection.mask[:, :seen], torch.zeros_like(rejected.mask)], dim=1)
+                    pull = (embed(indices, read)[:, seen:] - constant).detach()
                     rejected_pull = (rejected.gates * rejected.mask)[..., None].to(patches.dtype) * pull
                 constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
                 tokens.append(constants)
