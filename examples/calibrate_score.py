@@ -17,8 +17,8 @@ Calibrate the score of a ScanFormer: what it says is then the IoU that can be ex
     python examples/calibrate_score.py --model DIR --dataset scenes --dataset_level colors --output OUT
 
 A slope and an offset of the score's logit are fitted to the IoU of the boxes of all scales (Platt scaling), and folded into
-the last layer of the score's head. OUT is the same checkpoint with this head. Early exit looks at the score, so calibrate it
-afterwards.
+the last layer of the score's head. OUT is the same checkpoint with this head. A rule of early exit is dropped, as it was
+made for the weights as they were: calibrate that afterwards.
 """
 
 import sys
@@ -96,7 +96,7 @@ def run(args: Arguments):
     predictions, _ = predict(model, dataloader, accelerator, **options)
     slope, offset = fit_scores(predictions)
     fold(model, slope, offset)
-    # it was made for the score as it was
+    # it was made for the weights as they were
     has_rule = model.generation_config.early_exit_rule is not None
     model.generation_config.update(early_exit_rule=None, early_exit=None)
     model.save_pretrained(args.output)

@@ -85,9 +85,10 @@ class ScanFormerConfig(PreTrainedConfig):
             Number of residual 3 x 3 convolutions over the embeddings of the patches that are read; those that are not count as
             0. The paper has none. New ones change nothing until they are trained.
         refine_boxes (`bool`, *optional*, defaults to `False`):
-            Whether the patch that is read nearest to the center of a box from [REG] moves and resizes it, at every scale. In the
-            paper none does. What is refined keeps its loss, and what it becomes has the same once more. A new refinement
-            changes no answer until it is trained.
+            Whether the patch that is read nearest to the center of a box from [REG], if it is no more than 2 patches away, moves
+            it by up to 2 patches along either axis, and resizes it by up to a factor of e, at every scale. In the paper none does.
+            [REG]'s box and the refined one both have the losses of a box, and the refined one sends no gradient to [REG]'s. A new
+            refinement changes no answer until it is trained.
         selection_threshold (`float`, *optional*, defaults to 0.5):
             A patch is selected where the sigmoid of its logit exceeds this. 0.0 reads everything, 1.0 nothing beyond the
             coarsest scale.

@@ -20,7 +20,7 @@ from math import isfinite
 import torch
 from torch import nn
 
-from .packing_scanformer import PackedLinear
+from .packing_scanformer import PackedLinear, sample_number
 
 
 # How much of a weight the rounding of half precision may change.
@@ -29,8 +29,8 @@ FINGERPRINT_TOLERANCE = 2.0**-7
 
 def fingerprint(model, with_adapters: bool = True) -> list[float]:
     """
-    Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the first of each of its parameters and, unless told
-    otherwise, of those of adapters, if it carries any.
+    Numbers by which a [`ScanFormerForVisualGrounding`] is recognized: the middle one of each of its parameters and,
+    unless told otherwise, of those of adapters, if it carries any.
     """
     added = tuple(  # by PEFT, whose layers name their own
         f"{path}.{name}."
@@ -41,11 +41,11 @@ def fingerprint(model, with_adapters: bool = True) -> list[float]:
     numbers, of_adapters = [], []
     for path, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            numbers += module.first_numbers
+            numbers += module.sampled_numbers
             continue
         for name, _ in module.named_parameters(recurse=False):
             group = of_adapters if f"{path}.{name}".startswith(added) else numbers
-            group.append(_first_number(module, name))
+            group.append(_sample_number(module, name))
     if with_adapters:
         numbers += of_adapters
     # one transfer from the device, as every scan with a rule is preceded by this
@@ -53,12 +53,12 @@ def fingerprint(model, with_adapters: bool = True) -> list[float]:
     return [float(f"{number:.6g}") for number in found.tolist()]
 
 
-def _first_number(module: nn.Module, name: str) -> torch.Tensor:
+def _sample_number(module: nn.Module, name: str) -> torch.Tensor:
     """Of a module's parameter; one that Accelerate has offloaded is fetched for the moment."""
     offloaded = getattr(module, name).is_meta
     if offloaded:
         module._hf_hook.pre_forward(module)
-    number = getattr(module, name).detach().flatten()[0]
+    number = sample_number(getattr(module, name))
     if offloaded:
         number = number.clone()
         module._hf_hook.post_forward(module, None)

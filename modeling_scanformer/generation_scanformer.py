@@ -244,11 +244,17 @@ class ScanFormerGenerationMixin:
 
     def scan_options(self, generation_config: ScanFormerGenerationConfig | None = None) -> dict[str, Any]:
         """
-        The options that decide what a scan reads, and so what an [`EarlyExitRule`] is calibrated for. The selection
-        threshold is always among them, as the model's config has one.
+        The options that decide what a scan reads, and so what an [`EarlyExitRule`] is calibrated for; those at their
+        defaults are left out. The selection threshold is always among them, as the model's config has one.
         """
         config = self.generation_config if generation_config is None else generation_config
-        options = {name: getattr(config, name) for name in SCAN_OPTIONS if getattr(config, name) is not None}
+        defaults = {
+            "max_scales": self.config.num_scales,
+            "budget_split": BUDGET_SPLITS[0],
+            "budget_score": BUDGET_SCORES[0],
+        }
+        options = {name: getattr(config, name) for name in SCAN_OPTIONS}
+        options = {name: value for name, value in options.items() if value not in (None, defaults.get(name))}
         return {"selection_threshold": self.config.selection_threshold, **options}
 
     def _scan_fused(self, scan: Scan, rule: EarlyExitRule | None) -> ScanFormerVisualGroundingOutput:
@@ -272,10 +278,11 @@ class ScanFormerGenerationMixin:
     def _answer(self, scan: Scan, readings: list[ScaleReading]) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes of shape `(num_active, num_scales, 4)` and scores of the last scales that were read."""
         boxes, score_logits = self.predict(torch.stack([reading.reg_state for reading in readings], dim=1))
-        states = [reading.patch_states for reading in readings]
-        indices = [reading.selection.marked_indices for reading in readings]
-        grids = [scan.grid(scale) for scale in range(scan.scale - len(readings), scan.scale)]
-        boxes = self.refine(boxes, states, indices, grids)
+        if self.config.refine_boxes:
+            states = [reading.patch_states for reading in readings]
+            indices = [reading.selection.marked_indices for reading in readings]
+            grids = [scan.grid(scale) for scale in range(scan.scale - len(readings), scan.scale)]
+            boxes = self.refine(boxes, states, indices, grids)
         return boxes, score_logits.sigmoid()
 
     def _scan_streamed(

@@ -58,7 +58,7 @@ class ScanFormerPredictionHead(nn.Module):
         return self.out_proj(self.activation_fn(self.dense2(hidden_states)))
 
 
-# In patches: a box is refined by a patch no further than this from its center, and moved no further.
+# In patches: a box is refined by a patch no further than this from its center, and moved no further along either axis.
 FARTHEST = 2.0
 
 

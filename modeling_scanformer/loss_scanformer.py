@@ -143,34 +143,34 @@ def visual_grounding_loss(
 
     Returns:
         The weighted sum, and a dictionary of the unweighted losses: `loss_bbox_s`, `loss_giou_s`, `loss_score_s` of every
-        scale s, with more than one scale `loss_relevance` and `loss_selection_rate`, with `reg_boxes` `loss_reg_box`, the sum
-        over scales, and with `patch_boxes` `loss_patch_box`; these two have the coefficients of L1 and GIoU in them.
+        scale s, with `reg_boxes` also `loss_reg_bbox_s` and `loss_reg_giou_s`, with more than one scale `loss_relevance` and
+        `loss_selection_rate`, and with `patch_boxes` `loss_patch_box`, which has the coefficients of L1 and GIoU in it.
     """
     has_target = ~labels.isnan().any(-1)
     labels = labels.to(boxes.dtype).nan_to_num()
     targets = center_to_corners(labels)
-    iou, giou, distance = _compare(boxes, labels)  # (batch_size, num_scales)
+    iou, _, _ = _compare(boxes, labels)  # (batch_size, num_scales)
     score_targets = (iou.detach() * has_target[:, None]).to(score_logits.dtype)
     score_losses = nn.functional.binary_cross_entropy_with_logits(score_logits, score_targets, reduction="none")
 
     losses, loss = {}, boxes.new_zeros(())
+    for name, predicted in (("loss", boxes), ("loss_reg", reg_boxes)):
+        if predicted is None:
+            continue
+        _, giou, distance = _compare(predicted, labels)
+        for scale in range(boxes.shape[1]):
+            losses[f"{name}_bbox_{scale}"] = _mean(distance[:, scale], has_target)
+            losses[f"{name}_giou_{scale}"] = _mean(1 - giou[:, scale], has_target)
+            loss = loss + config.bbox_loss_coefficient * losses[f"{name}_bbox_{scale}"]
+            loss = loss + config.giou_loss_coefficient * losses[f"{name}_giou_{scale}"]
     for scale in range(boxes.shape[1]):
-        losses[f"loss_bbox_{scale}"] = _mean(distance[:, scale], has_target)
-        losses[f"loss_giou_{scale}"] = _mean(1 - giou[:, scale], has_target)
         losses[f"loss_score_{scale}"] = score_losses[:, scale].mean()
-        loss = loss + config.bbox_loss_coefficient * losses[f"loss_bbox_{scale}"]
-        loss = loss + config.giou_loss_coefficient * losses[f"loss_giou_{scale}"]
         loss = loss + config.score_loss_coefficient * losses[f"loss_score_{scale}"]
 
     if outputs.selection_logits:
         losses.update(_selection_losses(config, targets, has_target, outputs, pixel_attention_mask, spatial_shapes))
         loss = loss + config.relevance_loss_coefficient * losses["loss_relevance"]
         loss = loss + config.selection_rate_loss_coefficient * losses["loss_selection_rate"]
-    if reg_boxes is not None:
-        _, giou, distance = _compare(reg_boxes, labels)
-        values = config.bbox_loss_coefficient * distance + config.giou_loss_coefficient * (1 - giou)
-        losses["loss_reg_box"] = _mean(values.sum(1), has_target)
-        loss = loss + losses["loss_reg_box"]
     if patch_boxes:
         losses["loss_patch_box"] = _patch_box_loss(config, patch_boxes, labels, has_target, outputs, spatial_shapes)
         loss = loss + config.patch_box_loss_coefficient * losses["loss_patch_box"]

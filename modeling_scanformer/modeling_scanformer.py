@@ -434,42 +434,42 @@ class ScanFormerModel(ScanFormerPreTrainedModel):
         The tokens of the next scale: [REG], the selected patches, and what stands for the others. `e_j` is embedded for
         selected patches only; in training also for the unselected children of selected parents, whose gates get a gradient
         although their value is the constant token's (design: x_j = k_j e_j + (1 - k_j) c, straight-through). Without a
-        constant token c is 0 and nothing stands for the others. Convolutions see selected patches only; to embed an unselected
-        child, it sees them, and they do not see it.
+        constant token c is 0 and nothing stands for the others. The convolution of an unselected child reads the selected
+        patches around it; theirs do not read it.
         """
         scale, selection = scan.scale, scan.selection
         batch_size, device = len(scan.rows), selection.indices.device
         modality = embedding_row(self.modality_embeddings, 1, device)
+        constant = None
+        if scale > 0 and self.config.use_constant_token:
+            constant = embedding_row(self.constant_token, 0, device)
 
-        def embed(indices: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-            patches = scan.patches(indices, scale)
-            neighbors = scan.neighbors(indices, read, scale) if self.config.num_convolution_layers > 0 else None
-            return self.patch_embeddings(patches, indices, scan.grid(scale), scale, neighbors).to(device) + modality
+        indices, read = selection.indices, selection.mask
+        rejected = None if constant is None else selection.rejected
+        if rejected is not None:
+            indices = torch.cat([indices, rejected.indices], dim=1)
+            read = torch.cat([read, torch.zeros_like(rejected.mask)], dim=1)
+        neighbors = scan.neighbors(indices, read, scale) if self.config.num_convolution_layers > 0 else None
+        patches = self.patch_embeddings(scan.patches(indices, scale), indices, scan.grid(scale), scale, neighbors)
+        patches = patches.to(device) + modality
+        num_selected = selection.indices.shape[1]
+        patches, unselected = patches[:, :num_selected], patches[:, num_selected:]
 
-        patches = embed(selection.indices, selection.mask)
         reg = (embedding_row(self.reg_tokens, scale, device) + modality).expand(batch_size, 1, -1)
         tokens = [reg, patches]
         biases = [self._masked_bias(selection.mask.new_ones(batch_size, 1)), self._masked_bias(selection.mask)]
-        if scale > 0:
-            constant = embedding_row(self.constant_token, 0, device) if self.config.use_constant_token else None
-            # gates are 0: what they are multiplied by gets no gradient, but they do
-            if selection.gates is not None:
-                pull = (patches if constant is None else patches - constant).detach()
-                tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * pull
-            if constant is not None:
-                rejected_pull = None
-                if selection.rejected is not None:
-                    rejected = selection.rejected
-                    # behind the selected ones, if convolutions are to see them; not embedded without gradients to begin with:
-                    # another gradient mode would be compiled once more
-                    seen = selection.indices.shape[1] if self.config.num_convolution_layers > 0 else 0
-                    indices = torch.cat([selection.indices[:, :seen], rejected.indices], dim=1)
-                    read = torch.cat([selection.mask[:, :seen], torch.zeros_like(rejected.mask)], dim=1)
-                    pull = (embed(indices, read)[:, seen:] - constant).detach()
-                    rejected_pull = (rejected.gates * rejected.mask)[..., None].to(patches.dtype) * pull
-                constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
-                tokens.append(constants)
-                biases.append(bias)
+        # gates are 0: what they are multiplied by gets no gradient, but they do
+        if scale > 0 and selection.gates is not None:
+            pull = (patches if constant is None else patches - constant).detach()
+            tokens[1] = patches + selection.gates[..., None].to(patches.dtype) * pull
+        if constant is not None:
+            rejected_pull = None
+            if rejected is not None:
+                gates = (rejected.gates * rejected.mask)[..., None].to(patches.dtype)
+                rejected_pull = gates * (unselected - constant).detach()
+            constants, bias = self._constant_tokens(constant, selection.num_unselected, rejected_pull)
+            tokens.append(constants)
+            biases.append(bias)
         scan.cache.extend_bias(torch.cat(biases, dim=1))
         scan.cache.num_scales += 1
         return torch.cat([token.to(patches.dtype) for token in tokens], dim=1)
@@ -609,8 +609,11 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             return_dict=True,
             **kwargs,
         )
-        reg_boxes, score_logits = self.predict(outputs.reg_states)
-        boxes = self.refine(reg_boxes, outputs.patch_states, outputs.patch_indices, spatial_shapes.unbind(1))
+        boxes, score_logits = self.predict(outputs.reg_states)
+        reg_boxes = None
+        if self.config.refine_boxes:
+            reg_boxes = boxes
+            boxes = self.refine(reg_boxes, outputs.patch_states, outputs.patch_indices, spatial_shapes.unbind(1))
         loss, loss_dict = None, None
         if labels is not None:
             patch_boxes = []
@@ -620,7 +623,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
                 self.config,
                 boxes,
                 score_logits,
-                reg_boxes if self.config.refine_boxes else None,
+                reg_boxes,
                 patch_boxes,
                 labels,
                 outputs,
@@ -665,8 +668,7 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
         grids: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """
-        Boxes as the model answers them, of what [`~ScanFormerForVisualGrounding.predict`] gives: refined with
-        `config.refine_boxes`, unchanged without.
+        Boxes as a model with `config.refine_boxes` answers them, of what [`~ScanFormerForVisualGrounding.predict`] gives.
 
         Args:
             boxes (`torch.Tensor` of shape `(batch_size, num_scales, 4)`):
@@ -674,8 +676,6 @@ class ScanFormerForVisualGrounding(ScanFormerPreTrainedModel, ScanFormerGenerati
             patch_states, patch_indices, grids (`Sequence[torch.Tensor]`):
                 Of every scale; see [`ScanFormerBoxRefinement`].
         """
-        if not self.config.refine_boxes:
-            return boxes
         refined = [
             self.box_refinement(*scale).to(boxes.device)
             for scale in zip(boxes.unbind(1), patch_states, patch_indices, grids)

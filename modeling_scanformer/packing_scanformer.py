@@ -21,6 +21,11 @@ from torch import nn
 FEWEST_OUTPUTS = 16
 
 
+def sample_number(parameter: torch.Tensor) -> torch.Tensor:
+    """One number of a parameter: not the first, as the first row of word embeddings is that of padding and stays 0."""
+    return parameter.detach().flatten()[parameter.numel() // 2]
+
+
 class PackedLinear(nn.Module):
     """
     A linear layer whose weight lies in the order in which oneDNN's kernels read it.
@@ -38,7 +43,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         # a rule of early exit knows its model by them
-        self.first_numbers = [parameter.detach().flatten()[0].clone() for parameter in linear.parameters()]
+        self.sampled_numbers = [sample_number(parameter).clone() for parameter in linear.parameters()]
         # zeros where there is none: the kernel takes either, and the bias tells where the layer is
         bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         self.bias = bias.detach()
