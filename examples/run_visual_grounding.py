@@ -53,7 +53,9 @@ from grounding.optimization import average_weights, create_parameter_groups, sel
 from grounding.processes import check_processes, start_processes
 from grounding.setup import check_base_is_public, load_datasets, load_model, make_collators
 from peft import PeftModel
-from scenes.supervision import HEADS_RATE, LABELS, SceneSupervision, label_samples
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scenes.supervision import HEADS_NAME, HEADS_RATE, LABELS, SceneSupervision, label_samples
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -300,11 +302,27 @@ def check_sharding(args: Arguments, accelerator: Accelerator):
         raise DataError("--on_error skip does not go with FSDP: mend the data set, or use DDP.")
 
 
-def make_supervision(config: ScanFormerConfig) -> SceneSupervision:
+def make_supervision(config: ScanFormerConfig, start: str) -> SceneSupervision:
+    """With the heads that an earlier run has left beside the model it starts from, where they still fit."""
     try:
-        return SceneSupervision(config)
+        supervision = SceneSupervision(config)
     except ValueError as error:
         raise DataError(f"--scene_supervision does not go with this model: {error}") from error
+    kept = Path(start, HEADS_NAME)
+    if not kept.is_file():
+        return supervision
+    try:
+        heads = load_file(kept)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{kept} cannot be read: {error}. Delete it to begin with new heads.") from error
+    shapes = [{name: tensor.shape for name, tensor in of.items()} for of in (heads, supervision.state_dict())]
+    if shapes[0] == shapes[1]:
+        supervision.load_state_dict(heads)
+    else:
+        logger.info(
+            f"The heads in {kept} are for another model or other attributes: the supervision begins with new ones."
+        )
+    return supervision
 
 
 def compute_losses(
@@ -379,7 +397,7 @@ def train_model(args: Arguments, accelerator: Accelerator):
     train_dataset, eval_dataset = load_datasets(args, args.seed, num_scenes=args.max_train_steps * batch_size)
     supervision, labeller = None, None
     if args.scene_supervision > 0:
-        supervision = make_supervision(model.config)
+        supervision = make_supervision(model.config, args.model_name_or_path)
         labeller = partial(label_samples, patch_size=model.config.patch_size, processor=processor)
     train_collator, eval_collator = make_collators(
         args, processor, args.seed, share_pictures=not args.streaming, label_samples=labeller
@@ -498,6 +516,8 @@ def train_model(args: Arguments, accelerator: Accelerator):
             # the main process alone writes the state
             state.sums = mean_over_processes(state.sums)
             save_checkpoint(accelerator, args.output_dir, state.step, args.checkpoints_total_limit)
+    if supervision is not None and accelerator.is_main_process:
+        save_file(accelerator.unwrap_model(supervision).state_dict(), Path(args.output_dir, HEADS_NAME))
     save_model(accelerator, answering, processor, args.output_dir, final_threshold)
     if repo_id is not None:
         folder = Path(args.output_dir) / ("best" if state.best_results else "")

@@ -30,7 +30,7 @@ from filelock import FileLock
 from grounding.optimization import selection_threshold
 from safetensors.torch import load_file
 from scenes.create_model import create_model
-from scenes.supervision import HEADS_RATE
+from scenes.supervision import HEADS_NAME, HEADS_RATE
 from tiny import picture
 
 
@@ -141,6 +141,25 @@ def test_heads_of_the_supervision_learn_faster(monkeypatch, untrained, tmp_path)
     groups = torch.load(tmp_path / "run" / "checkpoint-4" / "optimizer.bin", weights_only=True)["param_groups"]
     assert {group["lr"] for group in groups[:-1]} == {1e-3}
     assert groups[-1]["lr"] == HEADS_RATE * 1e-3
+
+
+def test_another_run_goes_on_with_the_heads_of_the_supervision(monkeypatch, untrained, tmp_path):
+    first = tmp_path / "first"
+    train(monkeypatch, untrained, first, scene_supervision=1.0)
+    heads = load_file(first / HEADS_NAME)
+    kept = load_file(first / "checkpoint-4" / "model_1.safetensors")
+    assert heads.keys() == kept.keys() and all(torch.equal(heads[name], kept[name]) for name in kept)
+    # at a rate of 0 they stay what they are
+    train(monkeypatch, first, tmp_path / "second", scene_supervision=1.0, learning_rate=0.0)
+    again = load_file(tmp_path / "second" / HEADS_NAME)
+    assert all(torch.equal(heads[name], again[name]) for name in heads)
+    # a deeper Encoder1 has more of them
+    deeper = {"config_overrides": "num_hidden_layers=5,selection_layer=4", "learning_rate": 0.0}
+    train(monkeypatch, first, tmp_path / "deeper", scene_supervision=1.0, **deeper)
+    assert load_file(tmp_path / "deeper" / HEADS_NAME).keys() > heads.keys()
+    (first / HEADS_NAME).write_bytes(b"torn")
+    with pytest.raises(SystemExit, match="Delete it to begin with new heads"):
+        train(monkeypatch, first, tmp_path / "third", scene_supervision=1.0)
 
 
 def test_runs_do_not_mix_in_one_folder(monkeypatch, untrained, tmp_path):

@@ -14,7 +14,7 @@
 """
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
-training, and thrown away. And which words name its looks: in the attention from patches to words, one head of each layer from
+training; the model is used without them. And which words name its looks: in the attention from patches to words, one head of each layer from
 Encoder1's third on is told where to look. And what is worth a closer look: not the target alone, but all that has to be seen to
 tell it from other things.
 """
@@ -50,6 +50,9 @@ ROLES = (
 # What is learned of every patch: numbers in `NAMES`, relative boxes, the roles of what is in it, and whether that is described;
 # and the meaning of every token.
 LABELS = ("patch_names", "patch_outlines", "patch_roles", "patch_described", "word_meanings")
+
+# Where the heads are kept beside the model, for a training that goes on from there.
+HEADS_NAME = "scene_supervision.safetensors"
 
 # Shares of a patch: with less of an object than the first, it is unclear whether the patch is one of the object's; with the
 # second, it shows the object.
