@@ -14,9 +14,9 @@
 """
 What scene graph and program tell about every patch, as something to learn besides the target's box: what the object in it
 looks like, where it ends, and which part it plays in the expression. Heads that read Encoder1's layers are asked for it in
-training; the model is used without them. And which words name its looks: in the attention from patches to words, one head of each layer from
-Encoder1's third on is told where to look. And what is worth a closer look: not the target alone, but all that has to be seen to
-tell it from other things.
+training; the model is used without them. And which words name its looks: in the attention from patches to words, one head of
+each layer from Encoder1's third on is told where to look. And what is worth a closer look: not the target alone, but all that
+has to be seen to tell it from other things.
 """
 
 import numpy as np
