@@ -183,6 +183,21 @@ def test_stopping_score_finds_the_direction_that_tells():
         assert np.corrcoef(row, direction)[0, 1] > 0.6
 
 
+def test_of_samples_that_lose_alike_those_leave_first_that_save_most():
+    samples = make_samples(5000, seed=5)
+    costly = np.random.default_rng(6).random(len(samples)) < 0.5
+    samples.signals[:, :, 1] = costly[:, None]
+    samples.flops[costly, 2] += 9.0
+    alike = replace(samples, flops=np.tile(samples.flops.mean(0), (len(samples), 1)))
+    saved = []
+    for kind in (samples, alike):
+        scores = stopping_scores(samples.signals, *fit_stopping_score(kind))
+        leaving = [last_scale_read(scores, threshold) for threshold in candidate_thresholds(scores)]
+        allowed = [last_read for last_read in leaving if samples.losses(last_read).mean() <= 0.02]
+        saved.append(max(samples.saved(last_read) for last_read in allowed))
+    assert saved[0] > saved[1] + 0.03
+
+
 def test_logistic_regression_finds_what_made_the_data():
     rng = np.random.default_rng(4)
     features = rng.normal(size=(20_000, 2)) * [1, 100]
