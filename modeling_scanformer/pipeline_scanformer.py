@@ -51,7 +51,7 @@ class VisualGroundingPipeline(Pipeline):
 
     >>> pipe = pipeline("visual-grounding", model="hub_cards/scanformer-tiny-scenes")
     >>> pipe("examples/demo.png", text="the violet disc")
-    {'score': 0.92, 'label': 'the violet disc', 'box': {'xmin': 74, 'ymin': 170, 'xmax': 133, 'ymax': 227}}
+    {'score': 0.92, 'label': 'the violet disc', 'box': {'xmin': 79, 'ymin': 171, 'xmax': 134, 'ymax': 227}}
     ```
     """
 
